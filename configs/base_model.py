@@ -41,7 +41,7 @@ class BaseModelSpec(Spec):
     @model_validator(mode="after")
     def _name_fits_provider(self) -> "BaseModelSpec":
         pattern, accepted = _ACCEPTED_NAMES[self.provider]
-        if not pattern.match(self.model_name) or ".." in self.model_name:
+        if not pattern.fullmatch(self.model_name) or ".." in self.model_name:
             raise ValueError(
                 f"model_name does not fit provider {self.provider!r}; accepted: {accepted}"
             )

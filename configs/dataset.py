@@ -15,7 +15,7 @@ _STORE_URI = re.compile(r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/|file:///)[^\s
 
 def check_store_uri(uri: str) -> str:
     """Return `uri` when it names an object under `s3://bucket/…` or `file:///…`, without `..`."""
-    if not _STORE_URI.match(uri) or any(part in ("..", ".") for part in uri.split("/")):
+    if not _STORE_URI.fullmatch(uri) or any(part in ("..", ".") for part in uri.split("/")):
         raise ValueError(
             "not a store URI; accepted: 's3://bucket/key' or 'file:///path', "
             "without spaces, '..', '\\', '?', '#' or '%'"

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from configs.adapter import EngineName
 from configs.base import Spec
 from configs.names import Backend
-from configs.request import ResourcesSpec
+from configs.resources import ResourcesSpec
 
 
 class JobStatus(StrEnum):

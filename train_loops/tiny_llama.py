@@ -6,6 +6,7 @@ loss. Not for use as an assistant, and no engine depends on it. Called by the de
 """
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -179,3 +180,16 @@ def _pretrain(
         optimizer.zero_grad()
         yield float(loss)
     model.eval()
+
+
+def main() -> int:
+    """`python -m train_loops.tiny_llama chats.jsonl folder`: build the model into a new folder."""
+    chat_file, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    unfinished = folder.with_name(folder.name + ".part")
+    build_tiny_llama(unfinished, read_plain_text(chat_file))
+    unfinished.rename(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where bytes go: datasets, models, logs, results."""

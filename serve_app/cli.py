@@ -1,0 +1,80 @@
+"""The command line: `trainer up`, `down`, `demo`. Data on stdout, progress on stderr."""
+
+import signal
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from configs.errors import TrainerError
+from configs.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, help=__doc__)
+_progress = Console(stderr=True)
+
+
+@app.command()
+def up() -> None:
+    """Start the service on this machine, with an S3 endpoint, a base model and a dataset."""
+    from serve_app.local import assets
+    from serve_app.local.stack import LocalStack
+
+    settings = Settings()
+    stack, build = LocalStack(settings), assets.ModelBuild(settings)
+    try:
+        state = stack.start(lambda what: _progress.print(f"· {what}"))
+        build.wait()
+        assets.upload(state, build.folder)
+    except BaseException:
+        build.stop()
+        stack.stop()
+        raise
+    token = "" if settings.api_token is None else ' -H "X-TRAINER-TOKEN: $TRAINER_API_TOKEN"'
+    print(f"The service answers on {state.base_url} (/nemo, /meta, /hf-unsloth; docs at …/docs).")
+    print(f"S3 endpoint: {state.s3_endpoint}, bucket {assets.BUCKET}. Try:\n")
+    print(
+        f"curl -s{token} -H 'Content-Type: application/json' "
+        f"-d @configs/examples/02-lora-hf-unsloth.json {state.base_url}/hf-unsloth/train\n"
+    )
+    print("`make down` ends it.")
+
+
+@app.command()
+def down() -> None:
+    """End the service and all that `up` started; jobs and their history stay."""
+    from serve_app.local.stack import LocalStack
+
+    stack = LocalStack(Settings())
+    was_running = stack.state is not None
+    stack.stop()
+    print("The service has ended." if was_running else "No service was running here.")
+
+
+@app.command()
+def demo() -> None:
+    """Run one fine-tuning job all the way and compare base and tuned answers."""
+    from serve_app.local import demo as show
+
+    show.run(Settings(), _progress)
+
+
+def _as_interrupt(number: int, frame: Any) -> None:
+    """SIGTERM ends a command as Ctrl-C does, so that it stops what it started."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: our own errors are a line for a person, not a traceback."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        app()
+    except TrainerError as error:
+        _progress.print(f"[red]error[/red] {error.message}", highlight=False)
+        if error.hint:
+            _progress.print(error.hint, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The job's life, one turn at a time: watch what runs, settle what ended, admit what fits.
+
+No ray in here: it reads and writes the store, and asks a `Launcher`. The tracker actor turns it.
+Everything it knows lies in the store, so a new one goes on where the last one was killed.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from configs.errors import (
+    JobStateConflict,
+    StaleAttempt,
+    StorageFailed,
+    TrainerError,
+)
+from configs.job import (
+    EVENT,
+    Admitted,
+    Failed,
+    Job,
+    JobError,
+    JobStatus,
+    Lost,
+    Order,
+    StopRequested,
+    Stopped,
+    Succeeded,
+    Waiting,
+)
+from configs.names import EVENTS_FILE, submission_id
+from configs.settings import Settings
+from serve_app.capacity import Capacity
+from serve_app.launcher import Launcher, RunState, RunStatus
+from serve_app.scheduler import Admit, Wait, decide
+from serve_app.store.job_store import JobStore
+from train_loops.artifact import accept
+from train_loops.plan import resolve
+from train_loops.stores.base import ObjectStore
+from train_loops.stores.open import open_store
+
+logger = logging.getLogger(__name__)
+
+SWEEP_INTERVAL = timedelta(seconds=30)
+
+
+class Supervisor:
+    """Turns the store's jobs forward. One instance acts; every write is a compare-and-set, so a
+    second one (an upgrade) does no harm."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        launcher: Launcher,
+        capacity: Callable[[], Capacity],
+        settings: Settings,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store, self._launcher, self._settings = store, launcher, settings
+        self._capacity, self._clock = capacity, clock
+        self._swept_at = clock()
+        self._capacity_text = ""
+
+    # What attempts ask and tell
+
+    def plan(self, job_id: str, attempt: int) -> str | None:
+        """The plan of an attempt as JSON; None when it does not own the job."""
+        job = self._store.get(job_id)
+        if job.attempt != attempt or not job.status.holds_resources:
+            return None
+        return resolve(job, attempt).model_dump_json()
+
+    def secrets(self, job_id: str, attempt: int) -> dict[str, str]:
+        """What the attempt needs to open its model: `hub_token`, when the request brought one."""
+        if self._store.get(job_id).attempt != attempt:
+            return {}
+        secrets = self._store.secrets(job_id)
+        token = secrets.get("base_model.huggingface_token") or secrets.get("base_model.auth_token")
+        return {"hub_token": token} if token else {}
+
+    def record(self, job_id: str, event_json: str) -> Order:
+        """Take an attempt's event; the answer tells it to go on or to stop."""
+        event = EVENT.validate_json(event_json)
+        if isinstance(event, Failed):
+            return self._failed(self._store.get(job_id), event)
+        try:
+            job = self._store.record(job_id, event)
+        except (StaleAttempt, JobStateConflict):
+            return Order(stop="stale")
+        return Order(stop=job.stop_reason if job.status is JobStatus.CANCELLING else None)
+
+    def _failed(self, job: Job, event: Failed) -> Order:
+        """A failure told by the attempt: another try when its cause may pass, else the end."""
+        if job.attempt == event.attempt and job.status.holds_resources:
+            if event.error.retryable and job.attempt < self._settings.max_attempts:
+                detail = f"attempt {job.attempt} ended: {event.error.message}"
+                self._try_record(job, Lost(at=event.at, attempt=job.attempt, detail=detail))
+            else:
+                self._try_record(job, event)
+        return Order(stop="stale")
+
+    # One turn
+
+    def turn(self) -> None:
+        """Watch, settle, admit, export. What cannot be done now is done on the next turn."""
+        capacity = self._read_capacity()
+        for job in self._store.active():
+            if job.status.holds_resources:
+                self._watch(job)
+        self._admit(capacity)
+        self._export()
+        if self._clock() - self._swept_at >= SWEEP_INTERVAL:
+            self._sweep()
+
+    def _read_capacity(self) -> Capacity:
+        capacity = self._capacity()
+        text = capacity.model_dump_json()
+        if text != self._capacity_text:
+            self._store.set_capacity(text)
+            self._capacity_text = text
+        return capacity
+
+    def _watch(self, job: Job) -> None:
+        run_id = submission_id(job.job_id, job.attempt)
+        run = self._launcher.status(run_id)
+        if run.state is RunState.UNKNOWN and job.phase == "starting":
+            # Killed between the admission and the launch: the id makes the launch idempotent.
+            self._launcher.start(resolve(job, job.attempt), run_id)
+        elif run.state is RunState.ALIVE:
+            self._limit(job, run_id)
+        else:
+            self._settle(job, run)
+
+    def _limit(self, job: Job, run_id: str) -> None:
+        """Deadline and grace of an attempt that is alive."""
+        now = self._clock()
+        minutes = job.resources.max_duration_minutes
+        started, stopping = job.attempt_started_at, job.stop_requested_at
+        if stopping is not None:
+            grace = timedelta(seconds=self._settings.cancel_grace_seconds)
+            if now - stopping >= grace or started is None:
+                self._launcher.stop(run_id)
+        elif minutes and started and now - started >= timedelta(minutes=minutes):
+            self._try_record(job, StopRequested(at=now, reason="deadline"))
+
+    def _settle(self, job: Job, run: RunStatus) -> None:
+        """The attempt's processes are gone: what became of the job?"""
+        now = self._clock()
+        if job.stop_reason is not None:
+            self._try_record(job, Stopped(at=now, attempt=job.attempt))
+        elif run.state is RunState.ENDED:
+            self._collect(job)
+        else:
+            self._lost(job, run.message or "the cluster no longer knows its process")
+
+    def _collect(self, job: Job) -> None:
+        """A run that ended well has left a manifest, and it must hold."""
+        store = self._object_store(job)
+        try:
+            artifacts = accept(store, job.output_uri, job.attempt)
+        except FileNotFoundError:
+            self._lost(job, "it ended without a manifest")
+        except StorageFailed as error:
+            logger.warning("%s: results not readable yet: %s", job.job_id, error)
+        else:
+            done = Succeeded(at=self._clock(), attempt=job.attempt, artifacts=artifacts)
+            self._try_record(job, done)
+
+    def _lost(self, job: Job, why: str) -> None:
+        now, detail = self._clock(), f"attempt {job.attempt} was lost: {why}"
+        if job.attempt < self._settings.max_attempts:
+            self._try_record(job, Lost(at=now, attempt=job.attempt, detail=detail))
+            return
+        error = JobError(
+            code="worker_lost",
+            message=f"{detail} (the last of {job.attempt} attempts)",
+            hint="See train.log; a worker that is killed again and again is often out of memory.",
+            retryable=True,
+        )
+        self._try_record(job, Failed(at=now, attempt=job.attempt, error=error))
+
+    def _admit(self, capacity: Capacity) -> None:
+        active = self._store.active()
+        jobs = {job.job_id: job for job in active}
+        queue = [job for job in active if job.status in (JobStatus.QUEUED, JobStatus.RECOVERING)]
+        holding = [job for job in active if job.status.holds_resources]
+        for decision in decide(queue, holding, capacity):
+            job = jobs[decision.job_id]
+            if isinstance(decision, Admit):
+                self._launch(job)
+            elif isinstance(decision, Wait) and decision.detail != job.detail:
+                self._try_record(job, Waiting(at=self._clock(), detail=decision.detail))
+
+    def _launch(self, job: Job) -> None:
+        attempt = job.attempt + 1
+        run_id = submission_id(job.job_id, attempt)
+        admitted = Admitted(at=self._clock(), attempt=attempt, backend_job_id=run_id)
+        if self._try_record(job, admitted):
+            self._launcher.start(resolve(job, attempt), run_id)
+
+    def _export(self) -> None:
+        """Carry the history of each job that has news to its `events.jsonl`."""
+        for job in self._store.exports_due():
+            records = self._store.events(job.job_id)
+            text = "".join(record.model_dump_json() + "\n" for record in records)
+            try:
+                store = self._object_store(job)
+                store.put_bytes(text.encode(), job.log_uri + EVENTS_FILE)
+            except TrainerError as error:
+                logger.warning("%s: events not exported yet: %s", job.job_id, error)
+            else:
+                self._store.exported(job.job_id, records[-1].seq)
+
+    def _sweep(self) -> None:
+        """Stop whatever runs for a job that has ended or moved on to another attempt."""
+        self._swept_at = self._clock()
+        owned = {
+            submission_id(job.job_id, job.attempt)
+            for job in self._store.active()
+            if job.status.holds_resources
+        }
+        for run_id in self._launcher.alive():
+            if run_id not in owned:
+                logger.warning("stopping %s: no job owns it", run_id)
+                self._launcher.stop(run_id)
+
+    def _object_store(self, job: Job) -> ObjectStore:
+        return open_store(job.output_uri, self._settings)
+
+    def _try_record(
+        self, job: Job, event: Admitted | Waiting | Lost | Failed | Succeeded | Stopped
+        | StopRequested,
+    ) -> bool:  # fmt: skip
+        """Write the event unless the job has moved on meanwhile; whether it was written."""
+        try:
+            self._store.record(job.job_id, event)
+        except (StaleAttempt, JobStateConflict) as error:
+            logger.info("%s: %s", job.job_id, error)
+            return False
+        return True

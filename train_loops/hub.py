@@ -1,0 +1,82 @@
+"""Base models from the Hugging Face hub, or any server that speaks its protocol (`HF_ENDPOINT`).
+
+The request's token goes to the hub client and nowhere else; without one the client is anonymous,
+so that the operator's own token is never lent.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from configs.base_model import BaseModelSpec
+from configs.errors import ModelAccess
+from train_loops.stores.base import StoredObject
+
+# Weights as safetensors only: a pickle from a stranger's repository would run code.
+_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
+_CODE_SUFFIXES = (".py",)
+
+
+def snapshot(model: BaseModelSpec, token: str | None, cache: Path) -> Path:
+    """Download `model` (safetensors, config, tokenizer) into the shared cache; its folder.
+
+    The hub is asked first whether this token may read the model, so that one user's download is no
+    way around another's missing access.
+
+    Raises:
+        ModelAccess: unknown, gated, no safetensors, or the hub does not answer.
+    """
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    api = HfApi(token=token or False)
+    patterns = [f"*{s}" for s in _SUFFIXES + (_CODE_SUFFIXES if model.trust_remote_code else ())]
+    try:
+        info = api.model_info(model.model_name, revision=model.revision)
+        api.auth_check(model.model_name)
+        names = [file.rfilename for file in info.siblings or []]
+        _has_safetensors(model, names)
+        folder = snapshot_download(
+            model.model_name,
+            revision=info.sha,
+            token=token or False,
+            cache_dir=cache,
+            allow_patterns=patterns,
+        )
+    except GatedRepoError:
+        raise _refused(model, "is gated and this token has no access", token) from None
+    except RepositoryNotFoundError:
+        raise _refused(model, "is unknown, or private and closed to this token", token) from None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise ModelAccess(
+            f"{model.model_name}: the hub could not be used ({type(error).__name__})",
+            param="base_model.model_name",
+            hint="Check the name and revision, and that the service can reach the hub.",
+        ) from None
+    return Path(folder)
+
+
+def wanted(objects: Iterable[StoredObject], prefix: str) -> Iterator[StoredObject]:
+    """Those of a model folder's objects that a run reads."""
+    for item in objects:
+        if item.uri.removeprefix(prefix) and item.uri.endswith(_SUFFIXES):
+            yield item
+
+
+def _has_safetensors(model: BaseModelSpec, names: list[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
+        raise ModelAccess(
+            f"{model.model_name}: the repository has no safetensors weights",
+            param="base_model.model_name",
+            hint="Pickled weights are never read; convert the model, or choose another revision.",
+        )
+
+
+def _refused(model: BaseModelSpec, why: str, token: str | None) -> ModelAccess:
+    return ModelAccess(
+        f"{model.model_name} {why}",
+        param="base_model.huggingface_token" if token else "base_model.model_name",
+        hint="Accept the model's licence on the hub and send base_model.huggingface_token."
+        if token is None
+        else "Check the token's rights on the hub.",
+    )

@@ -1,0 +1,117 @@
+"""Brings model and data of a run to this machine's disk, once a machine. Called by driver and worker.
+
+The driver comes first, so that an unreadable model or a broken row ends the job before a worker,
+or a GPU, is claimed.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from configs.errors import ConfigInvalid, DatasetInvalid, ModelAccess
+from configs.settings import Settings
+from train_loops import hub
+from train_loops.data.prepare import inspect, prepare
+from train_loops.engines.base import Inputs, find_engine
+from train_loops.plan import Plan
+from train_loops.stores.open import open_store
+from train_loops.stores.s3 import S3Store
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(plan: Plan, settings: Settings, hub_token: str | None, worker: str) -> Inputs:
+    """Model and prepared data for `plan` on this machine; the second caller finds them ready.
+
+    Raises:
+        ModelAccess, DatasetInvalid, StorageFailed, ConfigInvalid
+    """
+    shared = job_folder(plan, settings)
+    shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared / "inputs.lock"):
+        model = _model(plan, settings, hub_token, shared)
+        _data(plan, settings, model, shared)
+    scratch = shared / f"attempt-{plan.attempt}" / worker
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Inputs(model_folder=model, data_folder=shared / "data", scratch=scratch)
+
+
+def job_folder(plan: Plan, settings: Settings) -> Path:
+    """The job's folder on this machine."""
+    return settings.scratch / plan.job_id
+
+
+def clean(plan: Plan, settings: Settings) -> None:
+    """Remove all that the job left on this machine's disk."""
+    shutil.rmtree(job_folder(plan, settings), ignore_errors=True)
+
+
+def _model(plan: Plan, settings: Settings, hub_token: str | None, shared: Path) -> Path:
+    if not find_engine(plan.engine).uses_torch:
+        return shared
+    model = plan.spec.base_model
+    if model.provider == "huggingface":
+        return hub.snapshot(model, hub_token, settings.home.absolute() / "hub")
+    if model.provider == "local":
+        return _local_model(model.model_name, settings)
+    return _s3_model(model.model_name, shared / "model")
+
+
+def _local_model(name: str, settings: Settings) -> Path:
+    if settings.model_root is None:
+        raise ConfigInvalid("base_model.provider 'local' is off: TRAINER_MODEL_ROOT is not set")
+    folder = (settings.model_root / name).resolve()
+    if not folder.is_relative_to(settings.model_root.resolve()) or not folder.is_dir():
+        raise ModelAccess(f"no folder {name!r} under the model root", param="base_model.model_name")
+    return folder
+
+
+def _s3_model(uri: str, folder: Path) -> Path:
+    if folder.exists():
+        return folder
+    prefix, store = uri.rstrip("/") + "/", S3Store()
+    part = folder.with_suffix(".part")
+    for item in hub.wanted(store.list(prefix), prefix):
+        target = part / item.uri.removeprefix(prefix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.get(item.uri, target)
+    if not (part / "config.json").exists():
+        raise ModelAccess(
+            f"{prefix}: no model folder with a config.json", param="base_model.model_name"
+        )
+    part.rename(folder)
+    return folder
+
+
+def _data(plan: Plan, settings: Settings, model: Path, shared: Path) -> None:
+    files = []
+    for index, dataset in enumerate(plan.spec.datasets):
+        path = shared / "sources" / f"{index}-{dataset.source.rsplit('/', 1)[-1]}"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            _download(dataset.source, path, settings, f"datasets[{index}].source")
+        files.append((dataset, path))
+    if not find_engine(plan.engine).uses_torch:
+        if plan.spec.customization.objective == "sft":
+            inspect(files)
+        return
+    tuning = plan.tuning
+    prepare(
+        files,
+        model,
+        max_sequence_length=tuning.max_sequence_length,
+        seed=tuning.seed,
+        folder=shared / "data",
+        trust_remote_code=plan.spec.base_model.trust_remote_code,
+    )
+
+
+def _download(uri: str, path: Path, settings: Settings, param: str) -> None:
+    part = path.with_suffix(".part")
+    try:
+        open_store(uri, settings).get(uri, part)
+    except FileNotFoundError:
+        raise DatasetInvalid(f"{uri}: there is no such object", param=param) from None
+    part.rename(path)

@@ -1,0 +1,132 @@
+"""What runs on each rank: build, resume, train, checkpoint, export. The same with and without Ray."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from configs.errors import LossNotFinite
+from configs.job import Finalizing, Order, PhaseChanged, Started
+from configs.request import TrainRequest
+from train_loops.artifact import describe, publish
+from train_loops.checkpoint import Checkpoints
+from train_loops.engines.base import Engine, Inputs, Metrics, TrainLoop
+from train_loops.plan import Plan, checkpoint_interval
+from train_loops.report import Reporter, now
+from train_loops.sinks.base import FanOut
+from train_loops.speed import Speedometer
+from train_loops.stores.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One worker's place in the run and what it may touch."""
+
+    rank: int
+    world_size: int
+    reporter: Reporter
+    checkpoints: Checkpoints
+    sinks: FanOut
+    store: ObjectStore
+    agree: Callable[[Order], Order]
+    """Rank 0's order on every rank, so that all stop at the same step."""
+
+    def with_sinks(self, sinks: FanOut) -> "Seat":
+        """This seat, with metrics going to `sinks`."""
+        return replace(self, sinks=sinks)
+
+
+def train(plan: Plan, engine: Engine, inputs: Inputs, seat: Seat) -> Order:
+    """Run `plan` on this rank to its end or to a stop; the order that ended it (none: finished).
+
+    Raises:
+        RunError: the run cannot go on.
+    """
+    loop = engine.build(plan, inputs, rank=seat.rank, world_size=seat.world_size)
+    try:
+        order = _steps(plan, loop, seat)
+        if order.stop is None:
+            seat.reporter.send(Finalizing(at=now(), attempt=plan.attempt))
+            _finish(plan, loop, inputs.scratch / "result", seat)
+        return order
+    finally:
+        loop.close()
+
+
+def _steps(plan: Plan, loop: TrainLoop, seat: Seat) -> Order:
+    if (checkpoint := seat.checkpoints.latest()) is not None:
+        logger.info("resuming from checkpoint %s", checkpoint.name)
+        loop.load(checkpoint)
+    span = loop.begin()
+    logger.info("training from step %d to %d", span.first_step, span.total_steps)
+    seat.reporter.send(
+        Started(
+            at=now(),
+            attempt=plan.attempt,
+            total_steps=span.total_steps,
+            resumed_from_step=span.first_step,
+        )
+    )
+    every = checkpoint_interval(plan.tuning, span.total_steps)
+    speedometer = Speedometer(span.total_steps)
+    for metrics in loop.steps():
+        order = seat.agree(_tell(plan, metrics, speedometer, seat))
+        if order.stop == "stale":
+            return order
+        if order.stop or (metrics.step % every == 0 and metrics.step < span.total_steps):
+            seat.checkpoints.save(loop, metrics)
+        if order.stop:
+            _say_saved(plan, metrics, order, seat)
+            return order
+    return Order()
+
+
+def _say_saved(plan: Plan, metrics: Metrics, order: Order, seat: Seat) -> None:
+    logger.info("stopped at step %d: %s", metrics.step, order.stop)
+    seat.reporter.send(
+        PhaseChanged(
+            at=now(),
+            attempt=plan.attempt,
+            phase="checkpoint_saved",
+            detail=f"a checkpoint was saved at step {metrics.step}",
+        )
+    )
+
+
+def _tell(plan: Plan, metrics: Metrics, speedometer: Speedometer, seat: Seat) -> Order:
+    if not math.isfinite(metrics.loss):
+        raise LossNotFinite(
+            f"the loss is {metrics.loss} at step {metrics.step}",
+            param="tuning_parameters.learning_rate",
+            hint="Lower learning_rate, raise warmup_ratio, or use precision bf16 or fp32.",
+        )
+    progress = speedometer.progress(metrics)
+    seat.sinks.log(
+        {
+            "at": now().isoformat(),
+            "attempt": plan.attempt,
+            "step": metrics.step,
+            "epoch": progress.epoch,
+            "train_loss": metrics.loss,
+            "learning_rate": metrics.learning_rate,
+            "grad_norm": metrics.grad_norm,
+            "tokens_per_second": progress.tokens_per_second,
+        }
+    )
+    return seat.reporter.progress(plan.attempt, progress)
+
+
+def _finish(plan: Plan, loop: TrainLoop, folder: Path, seat: Seat) -> None:
+    loop.export(folder / result_folder(plan.spec))
+    if seat.rank == 0:
+        describe(plan, folder)
+        manifest = publish(plan, folder, seat.store)
+        logger.info("published %d files to %s", len(manifest.files), plan.results_uri)
+
+
+def result_folder(request: TrainRequest) -> str:
+    """Name of the folder that holds the weights."""
+    return "model" if request.customization.method == "full" else "adapter"
