@@ -86,12 +86,13 @@ KINDS: dict[type[TrainerError], Kind] = {
 }
 INTERNAL = Kind(500, "internal_error")
 
-_HTTP_CODES = {
-    400: ("bad_request", "invalid_request_error"),
-    404: ("not_found", "not_found_error"),
-    405: ("method_not_allowed", "invalid_request_error"),
-    415: ("unsupported_media_type", "invalid_request_error"),
+# What Starlette and the routes raise as `HTTPException`: code, family, message (None: its own).
+_HTTP_ERRORS: dict[int, tuple[str, str, str | None]] = {
+    404: ("not_found", "not_found_error", "there is no such path; /docs lists those there are"),
+    405: ("method_not_allowed", "invalid_request_error", "this path has no such method"),
+    415: ("unsupported_media_type", "invalid_request_error", None),
 }
+_OTHER_HTTP_ERROR = ("bad_request", "invalid_request_error", None)
 
 
 def install(app: FastAPI) -> None:
@@ -151,5 +152,7 @@ async def _on_invalid_parameters(request: Request, error: Exception) -> Response
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code, family = _HTTP_CODES.get(error.status_code, ("bad_request", "invalid_request_error"))
-    return error_response(error.status_code, family, code, str(error.detail), headers=error.headers)
+    code, family, message = _HTTP_ERRORS.get(error.status_code, _OTHER_HTTP_ERROR)
+    return error_response(
+        error.status_code, family, code, message or str(error.detail), headers=error.headers
+    )

@@ -25,8 +25,8 @@ Item = Mapping[str, Any]
 def parse_request(body: bytes) -> TrainRequest:
     """The request in `body`.
 
-    pydantic's own JSON parser takes a third of the time of `json.loads` and a validation after it,
-    and stops at 200 levels of nesting, where `json.loads` would overflow the stack.
+    pydantic's own JSON parser is faster than `json.loads` and a validation after it (33 against
+    46 µs), and stops at 200 levels of nesting, where `json.loads` would overflow the stack.
 
     Raises:
         RequestInvalid: not JSON, not UTF-8, or not a request; it lists the first problems.

@@ -12,6 +12,7 @@ from configs.request import ResourcesSpec, TrainRequest, TuningParameters
 
 MICRO_BATCH_LIMIT = 8
 CHECKPOINTS_PER_RUN = 10
+SHORTEST_INTERVAL_STEPS = 25
 
 
 class Plan(Record):
@@ -98,8 +99,9 @@ def batch_split(tuning: TuningParameters, resources: ResourcesSpec) -> tuple[int
 
 
 def checkpoint_interval(tuning: TuningParameters, total_steps: int) -> int:
-    """Steps between checkpoints: as asked for, else a tenth of the run."""
-    return tuning.checkpoint_every_steps or max(1, -(-total_steps // CHECKPOINTS_PER_RUN))
+    """Steps between checkpoints: as asked for, else a tenth of the run, but 25 at least."""
+    tenth = -(-total_steps // CHECKPOINTS_PER_RUN)
+    return tuning.checkpoint_every_steps or max(SHORTEST_INTERVAL_STEPS, tenth)
 
 
 def _memory_per_worker(resources: ResourcesSpec) -> int | None:

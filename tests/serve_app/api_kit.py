@@ -45,12 +45,26 @@ README_REQUEST = json.loads(
 
 def good_request(**sections: Any) -> dict[str, Any]:
     """A small request that hf-unsloth accepts, with `sections` replaced."""
-    request = {
+    request: dict[str, Any] = {
         "base_model": {"provider": "huggingface", "model_name": "org/model"},
         "datasets": [{"source": f"{BASE_URI}/ingestion/rows.jsonl"}],
         "customization": {"method": "lora"},
     }
     return copy.deepcopy(request | sections)
+
+
+class GivenSettings(Settings):
+    """Settings from arguments alone: no environment, no `.env`, no database of somebody's."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: Any,  # noqa: ARG003
+        init_settings: Any,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Any, ...]:
+        return (init_settings,)
 
 
 class Nudges:
@@ -91,7 +105,7 @@ def make_api(
     home: Path, backend: Backend = "hf-unsloth", nudges: Nudges | None = None, **settings: Any
 ) -> Api:
     """An API on a store below `home`; a second one there shares it."""
-    chosen = Settings(_env_file=None, home=home, **settings)
+    chosen = GivenSettings(home=home, **settings)
     box = SecretBox.open(chosen)
     store = JobStore.open(chosen.store_url, box)
     nudges = nudges or Nudges()

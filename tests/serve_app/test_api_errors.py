@@ -210,8 +210,9 @@ def test_a_store_that_does_not_answer_is_not_ready(
 
 def secret_request() -> dict[str, Any]:
     """A good request with a canary for each secret."""
-    secrets = {"auth_token": CANARY, "huggingface_token": CANARY}
-    return good_request(base_model=good_request()["base_model"] | secrets)
+    request: dict[str, Any] = good_request()
+    request["base_model"] |= {"auth_token": CANARY, "huggingface_token": CANARY}
+    return request
 
 
 def _places(schema: dict[str, Any], whole: dict[str, Any]) -> Iterator[list[Any]]:
@@ -234,7 +235,8 @@ SHOWN = {"model_name", "revision", "metadata"}
 
 def _with_value(place: list[Any], value: Any) -> dict[str, Any]:
     """The request of the README with `value` at `place`."""
-    request = json.loads(json.dumps(README_REQUEST)) | {"logging": [{"type": "jsonl"}]}
+    request: dict[str, Any] = json.loads(json.dumps(README_REQUEST))
+    request["logging"] = [{"type": "jsonl"}]
     request["base_model"] |= {"auth_token": CANARY, "huggingface_token": CANARY}
     at: Any = request
     for part in place[:-1]:
