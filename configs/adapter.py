@@ -29,9 +29,13 @@ class LoraSpec(Spec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping an input of the adapter during training."""
 
-    target_modules: Annotated[
-        list[Annotated[str, Field(pattern=r"^[\w.]{1,128}$")]], Field(min_length=1, max_length=64)
-    ] | Literal["all-linear"] = "all-linear"
+    target_modules: (
+        Annotated[
+            list[Annotated[str, Field(pattern=r"^[\w.]{1,128}$")]],
+            Field(min_length=1, max_length=64),
+        ]
+        | Literal["all-linear"]
+    ) = "all-linear"
     """Names of the layers that get an adapter, or `all-linear` for every linear one but the head."""
 
     bias: Literal["none", "all", "lora_only"] = "none"

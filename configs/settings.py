@@ -15,6 +15,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TRAINER_",
         env_file=".env",
+        # `TRAINER_API_TOKEN=` in a `.env` means none, not an empty one.
+        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         use_attribute_docstrings=True,

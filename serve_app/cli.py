@@ -21,7 +21,9 @@ def up() -> None:
     from serve_app.local.stack import LocalStack
 
     settings = Settings()
-    stack, build = LocalStack(settings), assets.ModelBuild(settings)
+    stack = LocalStack(settings)
+    stack.check_startable()
+    build = assets.ModelBuild(settings)
     try:
         state = stack.start(lambda what: _progress.print(f"· {what}"))
         build.wait()

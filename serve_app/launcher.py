@@ -2,6 +2,7 @@
 supervisor in the tracker's process, from a thread (the client is synchronous)."""
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -49,21 +50,26 @@ class Launcher(Protocol):
 class RayJobLauncher:
     """One Ray Job per attempt, through the cluster's own job API."""
 
-    def __init__(self, settings: Settings) -> None:
-        from ray.job_submission import JobSubmissionClient
-
-        # RAY_ADDRESS (a GCS address here) would win over the running cluster's dashboard.
-        os.environ.pop("RAY_ADDRESS", None)
-        self._client: Any = JobSubmissionClient()
+    def __init__(self, settings: Settings, client: Any = None) -> None:
+        self._client = client or _cluster_client()
         self._settings = settings
 
     def start(self, plan: Plan, submission_id: str) -> None:
         if self.status(submission_id).state is not RunState.UNKNOWN:
             return
-        python = python_of(plan.environment, self._settings)
+        try:
+            self._submit(plan, submission_id)
+        except RuntimeError:
+            # Another tracker (an upgrade) was faster: the run is there, and once.
+            if self.status(submission_id).state is RunState.UNKNOWN:
+                raise
+
+    def _submit(self, plan: Plan, submission_id: str) -> None:
+        # Ray gives both the entrypoint and the executable to a shell.
+        python = shlex.quote(python_of(plan.environment, self._settings))
         self._client.submit_job(
             submission_id=submission_id,
-            # Runs through a shell and is shown by Ray: ids only, both of safe characters.
+            # Shown to anyone who can reach Ray: ids only, both of safe characters.
             entrypoint=f"exec {python} -m train_loops.driver "
             f"--job-id {plan.job_id} --attempt {plan.attempt}",
             runtime_env={
@@ -80,7 +86,8 @@ class RayJobLauncher:
         try:
             info = self._client.get_job_info(submission_id)
         except RuntimeError as error:
-            if "404" in str(error) or "does not exist" in str(error):
+            # The whole phrase: a job's id may hold "404", and any other error means "ask again".
+            if "status code 404" in str(error):
                 return RunStatus(RunState.UNKNOWN)
             raise
         return RunStatus(_STATES[info.status.value], last_line(info.message or ""))
@@ -96,6 +103,15 @@ class RayJobLauncher:
             if "trainer_job_id" in (job.metadata or {})
             and _STATES[job.status.value] is RunState.ALIVE
         ]
+
+
+def _cluster_client() -> Any:
+    """The job API of the cluster that this process runs on."""
+    from ray.job_submission import JobSubmissionClient
+
+    # RAY_ADDRESS (a GCS address here) would win over the running cluster's dashboard.
+    os.environ.pop("RAY_ADDRESS", None)
+    return JobSubmissionClient()
 
 
 _STATES = {

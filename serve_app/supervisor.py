@@ -5,10 +5,14 @@ Everything it knows lies in the store, so a new one goes on where the last one w
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from pydantic import ValidationError
+
 from configs.errors import (
+    InternalError,
     JobStateConflict,
     StaleAttempt,
     StorageFailed,
@@ -23,8 +27,8 @@ from configs.job import (
     JobStatus,
     Lost,
     Order,
-    StopRequested,
     Stopped,
+    StopRequested,
     Succeeded,
     Waiting,
 )
@@ -66,13 +70,11 @@ class Supervisor:
     def plan(self, job_id: str, attempt: int) -> str | None:
         """The plan of an attempt as JSON; None when it does not own the job."""
         job = self._store.get(job_id)
-        if job.attempt != attempt or not job.status.holds_resources:
-            return None
-        return resolve(job, attempt).model_dump_json()
+        return resolve(job, attempt).model_dump_json() if _owns(attempt, job) else None
 
     def secrets(self, job_id: str, attempt: int) -> dict[str, str]:
         """What the attempt needs to open its model: `hub_token`, when the request brought one."""
-        if self._store.get(job_id).attempt != attempt:
+        if not _owns(attempt, self._store.get(job_id)):
             return {}
         secrets = self._store.secrets(job_id)
         token = secrets.get("base_model.huggingface_token") or secrets.get("base_model.auth_token")
@@ -86,12 +88,14 @@ class Supervisor:
         try:
             job = self._store.record(job_id, event)
         except (StaleAttempt, JobStateConflict):
-            return Order(stop="stale")
-        return Order(stop=job.stop_reason if job.status is JobStatus.CANCELLING else None)
+            # Or told twice: the tracker died after it wrote and before it answered.
+            job = self._store.get(job_id)
+        owner = _owns(getattr(event, "attempt", None), job)
+        return Order(stop=job.stop_reason if owner else "stale")
 
     def _failed(self, job: Job, event: Failed) -> Order:
         """A failure told by the attempt: another try when its cause may pass, else the end."""
-        if job.attempt == event.attempt and job.status.holds_resources:
+        if _owns(event.attempt, job):
             if event.error.retryable and job.attempt < self._settings.max_attempts:
                 detail = f"attempt {job.attempt} ended: {event.error.message}"
                 self._try_record(job, Lost(at=event.at, attempt=job.attempt, detail=detail))
@@ -106,7 +110,8 @@ class Supervisor:
         capacity = self._read_capacity()
         for job in self._store.active():
             if job.status.holds_resources:
-                self._watch(job)
+                with _alone(job.job_id):
+                    self._watch(job)
         self._admit(capacity)
         self._export()
         if self._clock() - self._swept_at >= SWEEP_INTERVAL:
@@ -123,9 +128,10 @@ class Supervisor:
     def _watch(self, job: Job) -> None:
         run_id = submission_id(job.job_id, job.attempt)
         run = self._launcher.status(run_id)
-        if run.state is RunState.UNKNOWN and job.phase == "starting":
+        never_ran = run.state is RunState.UNKNOWN and job.phase == "starting"
+        if never_ran and job.stop_reason is None:
             # Killed between the admission and the launch: the id makes the launch idempotent.
-            self._launcher.start(resolve(job, job.attempt), run_id)
+            self._start(job, job.attempt)
         elif run.state is RunState.ALIVE:
             self._limit(job, run_id)
         else:
@@ -145,26 +151,33 @@ class Supervisor:
 
     def _settle(self, job: Job, run: RunStatus) -> None:
         """The attempt's processes are gone: what became of the job?"""
-        now = self._clock()
-        if job.stop_reason is not None:
-            self._try_record(job, Stopped(at=now, attempt=job.attempt))
-        elif run.state is RunState.ENDED:
+        if run.state is RunState.ENDED:
             self._collect(job)
         else:
-            self._lost(job, run.message or "the cluster no longer knows its process")
+            self._gone(job, run.message or "the cluster no longer knows its process")
 
     def _collect(self, job: Job) -> None:
-        """A run that ended well has left a manifest, and it must hold."""
+        """A run that finished has left a manifest, and it must hold. One that finished just when
+        it was asked to stop has left one too, and `lifecycle` says what that makes of the job."""
         store = self._object_store(job)
         try:
             artifacts = accept(store, job.output_uri, job.attempt)
         except FileNotFoundError:
-            self._lost(job, "it ended without a manifest")
+            self._gone(job, "it ended without a manifest")
         except StorageFailed as error:
             logger.warning("%s: results not readable yet: %s", job.job_id, error)
+            if job.stop_reason == "cancel":
+                self._gone(job, "")
         else:
             done = Succeeded(at=self._clock(), attempt=job.attempt, artifacts=artifacts)
             self._try_record(job, done)
+
+    def _gone(self, job: Job, why: str) -> None:
+        """The attempt has left no results: it was asked to stop, or it was lost."""
+        if job.stop_reason is not None:
+            self._try_record(job, Stopped(at=self._clock(), attempt=job.attempt))
+        else:
+            self._lost(job, why)
 
     def _lost(self, job: Job, why: str) -> None:
         now, detail = self._clock(), f"attempt {job.attempt} was lost: {why}"
@@ -187,16 +200,38 @@ class Supervisor:
         for decision in decide(queue, holding, capacity):
             job = jobs[decision.job_id]
             if isinstance(decision, Admit):
-                self._launch(job)
+                with _alone(job.job_id):
+                    self._launch(job)
             elif isinstance(decision, Wait) and decision.detail != job.detail:
                 self._try_record(job, Waiting(at=self._clock(), detail=decision.detail))
 
     def _launch(self, job: Job) -> None:
+        """The next attempt, once the one before has left: both would write the same checkpoints
+        and need the same place. What does not leave by itself is swept away."""
         attempt = job.attempt + 1
+        if job.attempt and self._is_alive(submission_id(job.job_id, job.attempt)):
+            return
         run_id = submission_id(job.job_id, attempt)
         admitted = Admitted(at=self._clock(), attempt=attempt, backend_job_id=run_id)
         if self._try_record(job, admitted):
-            self._launcher.start(resolve(job, attempt), run_id)
+            self._start(job, attempt)
+
+    def _start(self, job: Job, attempt: int) -> None:
+        """Launch an attempt; a request that an older version accepted may end here."""
+        try:
+            plan = resolve(job, attempt)
+        except (ValidationError, TrainerError):
+            error = JobError(
+                code=InternalError.code,
+                message="the stored request is none that this version of the service accepts",
+                hint="Submit it again under another job_id; the answer says what is wrong.",
+            )
+            self._try_record(job, Failed(at=self._clock(), attempt=attempt, error=error))
+        else:
+            self._launcher.start(plan, submission_id(job.job_id, attempt))
+
+    def _is_alive(self, run_id: str) -> bool:
+        return self._launcher.status(run_id).state is RunState.ALIVE
 
     def _export(self) -> None:
         """Carry the history of each job that has news to its `events.jsonl`."""
@@ -206,7 +241,8 @@ class Supervisor:
             try:
                 store = self._object_store(job)
                 store.put_bytes(text.encode(), job.log_uri + EVENTS_FILE)
-            except TrainerError as error:
+            except (TrainerError, OSError) as error:
+                # OSError: the bucket that the request named does not exist.
                 logger.warning("%s: events not exported yet: %s", job.job_id, error)
             else:
                 self._store.exported(job.job_id, records[-1].seq)
@@ -214,14 +250,16 @@ class Supervisor:
     def _sweep(self) -> None:
         """Stop whatever runs for a job that has ended or moved on to another attempt."""
         self._swept_at = self._clock()
+        # In this order: what another supervisor launches in between is owned by then.
+        alive = self._launcher.alive()
         owned = {
             submission_id(job.job_id, job.attempt)
             for job in self._store.active()
             if job.status.holds_resources
         }
-        for run_id in self._launcher.alive():
-            if run_id not in owned:
-                logger.warning("stopping %s: no job owns it", run_id)
+        for run_id in set(alive) - owned:
+            logger.warning("stopping %s: no job owns it", run_id)
+            with _alone(run_id):
                 self._launcher.stop(run_id)
 
     def _object_store(self, job: Job) -> ObjectStore:
@@ -238,3 +276,18 @@ class Supervisor:
             logger.info("%s: %s", job.job_id, error)
             return False
         return True
+
+
+def _owns(attempt: int | None, job: Job) -> bool:
+    """Whether this attempt is the one that has, or is about to have, the job's place."""
+    return job.attempt == attempt and job.status.holds_resources
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """What goes wrong with one job (the cluster's API or the store refuses) is tried again on the
+    next turn, and must not hold up the others."""
+    try:
+        yield
+    except (TrainerError, RuntimeError, OSError, ValueError):
+        logger.exception("%s: not moved on this turn", name)

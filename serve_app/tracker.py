@@ -33,21 +33,21 @@ def tracker_name() -> str:
 class JobTracker:
     """An async actor: two loops, and the calls of replicas and attempts."""
 
-    async def __init__(self) -> None:
+    def __init__(self) -> None:
         logging.basicConfig(level=logging.INFO)
         settings = Settings()
         self._store = JobStore.open(settings.store_url, SecretBox.open(settings))
-        launcher = await asyncio.to_thread(RayJobLauncher, settings)
         self._supervisor = Supervisor(
-            self._store, launcher, lambda: read_capacity(settings), settings
+            self._store, RayJobLauncher(settings), lambda: read_capacity(settings), settings
         )
         self._webhooks = Webhooks(self._store, settings)
         self._bell = asyncio.Event()
-        self._loops = [
-            asyncio.create_task(self._turn_often()),
-            asyncio.create_task(self._deliver_often()),
-        ]
         _retire_older(tracker_name())
+        # Ray builds an async actor inside its event loop, so the loops can start here.
+        self._loops = [
+            asyncio.get_running_loop().create_task(self._turn_often()),
+            asyncio.get_running_loop().create_task(self._deliver_often()),
+        ]
 
     async def nudge(self) -> None:
         """A replica has written something: look now."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from configs.job import EventRecord, Job
+from configs.job import EventRecord, Job, JobStatus
 from configs.settings import Settings
 from serve_app.store.job_store import JobStore
 
@@ -48,6 +48,11 @@ class Webhooks:
         """Wait for the deliveries under way."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    async def close(self) -> None:
+        """End the connections. What is still owed lies in the store."""
+        await self.settle()
+        await self._client.aclose()
+
     async def _deliver(self, job_id: str) -> None:
         job, records = await asyncio.to_thread(self._owed, job_id)
         url = job.request["callbacks"]["webhook_url"]
@@ -63,12 +68,18 @@ class Webhooks:
 
     def _owed(self, job_id: str) -> tuple[Job, list[EventRecord]]:
         job = self._store.get(job_id)
-        return job, self._store.events(job_id, after_seq=self._store.callback_seq(job_id))
+        records = self._store.events(job_id, after_seq=self._store.callback_seq(job_id))
+        # What has happened since is left for the next delivery: `job` does not know of it.
+        return job, [record for record in records if record.seq <= job.seq]
 
     async def _post(self, url: str, body: dict[str, Any]) -> None:
-        answer = await self._client.post(url, json=body)
-        if not answer.is_success:
-            raise httpx.HTTPError(f"the receiver answered {answer.status_code}")
+        # Only the status is read, and for so long at most: the answer is a stranger's, too.
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            self._client.stream("POST", url, json=body) as answer,
+        ):
+            if not answer.is_success:
+                raise httpx.HTTPError(f"the receiver answered {answer.status_code}")
 
     async def _done(self, job: Job, seq: int) -> None:
         last = job.status.terminal and seq >= job.seq
@@ -85,6 +96,7 @@ class Webhooks:
         if failures >= MOST_FAILURES:
             logger.warning("%s: webhook given up after %d failures", job.job_id, failures)
             self._store.callback_abandoned(job.job_id, job.seq)
+            self._failures.pop(job.job_id)
         else:
             logger.info("%s: webhook failed (%s), again in %.0f s", job.job_id, error, delay)
 
@@ -98,7 +110,11 @@ def retry_delay_s(failures: int) -> float:
 def change_body(job: Job, record: EventRecord) -> dict[str, Any]:
     """The body for one event of the job's history, with the status it led to."""
     detail = getattr(record.event, "detail", None) or job.detail
-    return _body(job, record.event.type, record.seq, record.status, detail, record.event.at)
+    body = _body(job, record.event.type, record.seq, record.status, detail, record.event.at)
+    if record.status is not JobStatus.FAILED:
+        # Told late (the receiver was down), an early event must not carry the job's end.
+        body["error"] = None
+    return body
 
 
 def progress_body(job: Job, at: datetime) -> dict[str, Any]:

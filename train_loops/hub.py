@@ -4,7 +4,9 @@ The request's token goes to the hub client and nowhere else; without one the cli
 so that the operator's own token is never lent.
 """
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from configs.base_model import BaseModelSpec
@@ -25,13 +27,13 @@ def snapshot(model: BaseModelSpec, token: str | None, cache: Path) -> Path:
     Raises:
         ModelAccess: unknown, gated, no safetensors, or the hub does not answer.
     """
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    api = HfApi(token=token or False)
+    # The library reads HF_ENDPOINT at its import, which may be before it is set for this run.
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    api = HfApi(endpoint=endpoint, token=token or False)
     patterns = [f"*{s}" for s in _SUFFIXES + (_CODE_SUFFIXES if model.trust_remote_code else ())]
-    try:
+    with _plain_errors(model, token):
         info = api.model_info(model.model_name, revision=model.revision)
         api.auth_check(model.model_name)
         names = [file.rfilename for file in info.siblings or []]
@@ -39,20 +41,11 @@ def snapshot(model: BaseModelSpec, token: str | None, cache: Path) -> Path:
         folder = snapshot_download(
             model.model_name,
             revision=info.sha,
+            endpoint=endpoint,
             token=token or False,
             cache_dir=cache,
             allow_patterns=patterns,
         )
-    except GatedRepoError:
-        raise _refused(model, "is gated and this token has no access", token) from None
-    except RepositoryNotFoundError:
-        raise _refused(model, "is unknown, or private and closed to this token", token) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise ModelAccess(
-            f"{model.model_name}: the hub could not be used ({type(error).__name__})",
-            param="base_model.model_name",
-            hint="Check the name and revision, and that the service can reach the hub.",
-        ) from None
     return Path(folder)
 
 
@@ -70,6 +63,33 @@ def _has_safetensors(model: BaseModelSpec, names: list[str]) -> None:
             param="base_model.model_name",
             hint="Pickled weights are never read; convert the model, or choose another revision.",
         )
+
+
+@contextmanager
+def _plain_errors(model: BaseModelSpec, token: str | None) -> Iterator[None]:
+    """The hub library's many errors as one of ours, without the request that carries the token."""
+    # `HTTPError` is that of the library's own HTTP client, whichever that is.
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError:
+        raise _refused(model, "is gated and this token has no access", token) from None
+    except RepositoryNotFoundError:
+        raise _refused(model, "is unknown, or private and closed to this token", token) from None
+    except (HTTPError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise _refused(model, "was refused by the hub", token) from None
+        raise ModelAccess(
+            f"{model.model_name}: the hub could not be used ({type(error).__name__})",
+            param="base_model.model_name",
+            hint="Check the name and revision, and that the service can reach the hub.",
+        ) from None
 
 
 def _refused(model: BaseModelSpec, why: str, token: str | None) -> ModelAccess:

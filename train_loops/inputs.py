@@ -1,4 +1,4 @@
-"""Brings model and data of a run to this machine's disk, once a machine. Called by driver and worker.
+"""Brings model and data of a run to this machine's disk, once. Called by driver and workers.
 
 The driver comes first, so that an unreadable model or a broken row ends the job before a worker,
 or a GPU, is claimed.

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from configs.job import Job, Record
 from configs.names import attempt_folder, locations
-from configs.request import ResourcesSpec, TrainRequest, TuningParameters
+from configs.request import TrainRequest
+from configs.resources import ResourcesSpec
+from configs.tuning import TuningParameters
 
 MICRO_BATCH_LIMIT = 8
 CHECKPOINTS_PER_RUN = 10

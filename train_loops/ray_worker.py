@@ -93,9 +93,9 @@ def _torch_agreement(rank: int) -> Callable[[Order], Order]:
     import torch
     import torch.distributed as dist
 
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-
     def agree(order: Order) -> Order:
+        # Asked for here: outside Ray, the engine makes the group when it is built.
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         code = torch.tensor([_STOPS.index(order.stop) if rank == 0 else 0], device=device)
         dist.broadcast(code, src=0)
         return Order(stop=_STOPS[int(code.item())])

@@ -20,6 +20,8 @@ from configs.names import RAY_NAMESPACE, TRACKER_PREFIX
 
 PROGRESS_INTERVAL_S = 1.0
 PATIENCE_S = 120.0
+# torch has no class of its own for main memory.
+_CPU_ALLOCATION = "DefaultCPUAllocator: can't allocate memory"
 # How gloo and NCCL put it when the process at the other end has died.
 _PEER_LOST = (
     "Connection closed by peer",
@@ -143,7 +145,7 @@ def as_run_error(error: BaseException) -> RunError:
     """Any exception of a run as one of ours; what is not known is an internal error."""
     if isinstance(error, RunError):
         return error
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if _out_of_memory(error):
         return OutOfMemory(
             f"a worker ran out of memory: {_first_line(error)}",
             hint="Lower micro_batch_size or max_sequence_length, set gradient_checkpointing, "
@@ -154,6 +156,12 @@ def as_run_error(error: BaseException) -> RunError:
     if isinstance(error, TrainerError):
         return InternalError(error.message, error.param, error.hint)
     return InternalError(f"{type(error).__name__}: {_first_line(error)}", hint="See train.log.")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _CPU_ALLOCATION in str(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def run(plan: Plan, settings: Settings, reporter: SilentReporter) -> Order:
     """Run `plan` in this process, as rank `RANK` of `WORLD_SIZE` (0 of 1 when unset)."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     inputs = fetch(plan, settings, os.environ.get("HF_TOKEN"), worker=f"rank-{rank}")
     store = open_store(plan.output_uri, settings)
     engine = find_engine(plan.engine)

@@ -38,6 +38,8 @@ class RunLog:
             self._fetch(name)
         self._handler = _handler(self._folder / TRAIN_LOG, self._extra)
         logging.getLogger().addHandler(self._handler)
+        # A Ray worker's root logger keeps to warnings; the run's own lines belong in its log.
+        logging.getLogger("train_loops").setLevel(logging.INFO)
         self.sinks.open()
         self._uploader.start()
         return self
@@ -47,7 +49,7 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         if error is not None:
-            logger.error("the attempt ended: %s", error, exc_info=(kind, error, trace))
+            logger.error("the attempt ended: %s", error, exc_info=error)
         logging.getLogger().removeHandler(self._handler)
         self._handler.close()
         self.sinks.close()

@@ -1,4 +1,4 @@
-"""What runs on each rank: build, resume, train, checkpoint, export. The same with and without Ray."""
+"""What runs on each rank: build, resume, train, checkpoint, export; with and without Ray."""
 
 import logging
 import math
@@ -48,8 +48,7 @@ def train(plan: Plan, engine: Engine, inputs: Inputs, seat: Seat) -> Order:
     loop = engine.build(plan, inputs, rank=seat.rank, world_size=seat.world_size)
     try:
         order = _steps(plan, loop, seat)
-        if order.stop is None:
-            seat.reporter.send(Finalizing(at=now(), attempt=plan.attempt))
+        if order.stop is None and (order := _finalizing(plan, seat)).stop is None:
             _finish(plan, loop, inputs.scratch / "result", seat)
         return order
     finally:
@@ -117,6 +116,12 @@ def _tell(plan: Plan, metrics: Metrics, speedometer: Speedometer, seat: Seat) ->
         }
     )
     return seat.reporter.progress(plan.attempt, progress)
+
+
+def _finalizing(plan: Plan, seat: Seat) -> Order:
+    """Say that results come now: too late for a cancel, but an attempt that is fenced off stops."""
+    order = seat.agree(seat.reporter.send(Finalizing(at=now(), attempt=plan.attempt)))
+    return order if order.stop == "stale" else Order()
 
 
 def _finish(plan: Plan, loop: TrainLoop, folder: Path, seat: Seat) -> None:

@@ -43,7 +43,9 @@ def run(settings: Settings, console: Console) -> Job:
             "callback_interval_seconds": CALLBACK_INTERVAL_S,
         }
     )
-    stack, build = LocalStack(own), assets.ModelBuild(own)
+    stack = LocalStack(own)
+    stack.check_startable()
+    build = assets.ModelBuild(own)
     try:
         state = stack.start(lambda what: console.print(f"· {what}"))
         console.print("· waiting for the base model (a small Llama, built from the demo's text)")
@@ -121,9 +123,7 @@ def _told_of_the_end(receiver: WebhookReceiver) -> bool:
     return any(body["status"] == JobStatus.SUCCEEDED for body in receiver.bodies)
 
 
-def _show_results(
-    state: StackState, job: Job, base: Path, home: Path, console: Console
-) -> None:
+def _show_results(state: StackState, job: Job, base: Path, home: Path, console: Console) -> None:
     losses = _losses(state, job)
     console.print(
         f"· loss {losses[0]:.3f} → {losses[-1]:.3f} over {len(losses)} steps "

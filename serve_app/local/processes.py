@@ -49,7 +49,7 @@ def _belongs(process: psutil.Process, stack_id: str, ray_folder: str) -> bool:
         if process.environ().get(MARK) == stack_id:
             return True
         files = Path(f"/proc/{process.pid}/fd").iterdir()
-        return any(os.readlink(file).startswith(ray_folder) for file in files)
+        return any(file.readlink().is_relative_to(ray_folder) for file in files)
     except (psutil.Error, OSError):
         return False
 

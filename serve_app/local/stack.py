@@ -69,7 +69,9 @@ class LocalStack:
         Raises:
             ConfigInvalid: the port is taken, or a stack of this home runs already.
         """
-        self._check_startable()
+        self.check_startable()
+        # What is left of a stack that was killed: its Ray folder.
+        self.stop()
         self._home.mkdir(parents=True, exist_ok=True)
         state = self._new_state()
         self._file.write_text(state.model_dump_json(indent=2))
@@ -111,7 +113,13 @@ class LocalStack:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
-    def _check_startable(self) -> None:
+    def check_startable(self) -> None:
+        """Look before anything is started: whoever stops the stack after a failed start must not
+        stop one that was there before.
+
+        Raises:
+            ConfigInvalid: the port is taken, or a stack of this home runs already.
+        """
         if self.state is not None:
             raise ConfigInvalid(f"a stack runs already from {self._home}; `make down` ends it")
         with httpx.Client(trust_env=False, timeout=1.0) as client:
@@ -121,9 +129,7 @@ class LocalStack:
                 return
             except httpx.HTTPError:
                 pass
-        raise ConfigInvalid(
-            f"port {self.settings.port} is taken; set TRAINER_PORT to a free one"
-        )
+        raise ConfigInvalid(f"port {self.settings.port} is taken; set TRAINER_PORT to a free one")
 
     def _new_state(self) -> StackState:
         token_file = self._home / "ray.token"

@@ -35,7 +35,13 @@ class HookedRun(Generic[T]):
         assert parent is not None
         parent.switch(value)
 
+    def end(self) -> None:
+        """Let the body go no further: `GreenletExit` is raised where it stands. Safe to call twice."""
+        if not self._greenlet.dead:
+            self._greenlet.parent = getcurrent()
+            self._greenlet.throw()
+
     @property
     def finished(self) -> bool:
-        """Whether the body has returned."""
+        """Whether the body has returned, failed or been ended."""
         return bool(self._greenlet.dead)

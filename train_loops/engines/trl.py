@@ -83,9 +83,9 @@ class TrlLoop:
             _tidy(folder, self._base_model_name)
 
     def close(self) -> None:
-        self._hook.stop_next = True
-        while self._run.advance() is not None:
-            pass
+        # Not by the Trainer's own stop: that would go on to the end of its step, and then wait for
+        # ranks that may be gone.
+        self._run.end()
 
     def _train(self) -> None:
         self._trainer.train(resume_from_checkpoint=self._resume_from)
@@ -98,27 +98,23 @@ def _hook(run: "HookedRun[Span | Metrics | Path]") -> Any:
     class Hook(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.save_next = False
-            self.stop_next = False
             self._tokens = 0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             run.hand_out(Span(state.global_step, state.max_steps))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" not in logs or self.stop_next:
-                control.should_training_stop |= self.stop_next
+            if "loss" not in logs:
                 return
             total = int(logs.get("num_tokens", 0))
             run.hand_out(_metrics(state, logs, total - self._tokens))
             self._tokens = total
             # Answered by the Trainer right after this hook, at the same step.
             control.should_save = self.save_next
-            control.should_training_stop |= self.stop_next
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.save_next = False
             run.hand_out(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            control.should_training_stop |= self.stop_next
 
     return Hook()
 

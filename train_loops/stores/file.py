@@ -1,8 +1,7 @@
 """Objects as files below one folder that the operator names (`TRAINER_FILE_ROOT`)."""
 
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from urllib.parse import urlsplit
 
 from configs.errors import StorageFailed
 from train_loops.stores.base import StoredObject
+
+_PART = ".part-"
 
 
 class FileStore:
@@ -35,11 +36,14 @@ class FileStore:
             return self.path(uri).read_bytes()
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        wanted = Path(urlsplit(prefix).path)
-        folder = self.path(prefix if prefix.endswith("/") else prefix.rsplit("/", 1)[0])
+        # URIs are compared and given back as text, as they were put: not percent-encoded, and not
+        # resolved where the root is a symbolic link.
+        folder_uri = prefix[: prefix.rindex("/") + 1]
+        folder = self.path(folder_uri)
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and str(path).startswith(str(wanted)):
-                yield StoredObject(path.as_uri(), path.stat().st_size)
+            uri = folder_uri + path.relative_to(folder).as_posix()
+            if uri.startswith(prefix) and path.is_file() and not path.name.startswith(_PART):
+                yield StoredObject(uri, path.stat().st_size)
 
     def path(self, uri: str) -> Path:
         """The file of `uri`; symbolic links that lead out of the root are refused too."""
@@ -53,13 +57,12 @@ class FileStore:
         target = self.path(uri)
         with _plain_errors(uri):
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
-            os.close(handle)
+            part = target.with_name(_PART + secrets.token_hex(8))
             try:
-                yield Path(name)
-                Path(name).replace(target)
+                yield part
+                part.replace(target)
             finally:
-                Path(name).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
 
 
 @contextmanager

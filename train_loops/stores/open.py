@@ -34,4 +34,5 @@ def arrow_filesystem(uri: str, settings: Settings) -> tuple[Any, str]:
         path = store.path(uri)
         path.mkdir(parents=True, exist_ok=True)
         return LocalFileSystem(), str(path)
-    return FileSystem.from_uri(uri)
+    filesystem, s3_path = FileSystem.from_uri(uri)
+    return filesystem, s3_path

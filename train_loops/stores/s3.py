@@ -4,6 +4,7 @@ Endpoint, region and keys come by the AWS environment names (`AWS_ENDPOINT_URL`,
 `AWS_ACCESS_KEY_ID`, …) or from the machine's role.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,8 +26,11 @@ class S3Store:
         from botocore.config import Config
 
         retries: Any = {"mode": "standard", "max_attempts": 5}
+        # boto3 by itself reads AWS_DEFAULT_REGION only; the other AWS SDKs read AWS_REGION.
         return boto3.client(
-            "s3", config=Config(retries=retries, connect_timeout=10, read_timeout=60)
+            "s3",
+            region_name=os.environ.get("AWS_REGION") or None,
+            config=Config(retries=retries, connect_timeout=10, read_timeout=60),
         )
 
     def put(self, path: Path, uri: str) -> None:
