@@ -61,7 +61,7 @@ def demo() -> None:
     show.run(Settings(), _progress)
 
 
-def _as_interrupt(number: int, frame: Any) -> None:
+def _as_interrupt(_number: int, _frame: Any) -> None:
     """SIGTERM ends a command as Ctrl-C does, so that it stops what it started."""
     raise KeyboardInterrupt
 

@@ -40,7 +40,6 @@ from serve_app.scheduler import Admit, Wait, decide
 from serve_app.store.job_store import JobStore
 from train_loops.artifact import accept
 from train_loops.plan import resolve
-from train_loops.stores.base import ObjectStore
 from train_loops.stores.open import open_store
 
 logger = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ class Supervisor:
     def _collect(self, job: Job) -> None:
         """A run that finished has left a manifest, and it must hold. One that finished just when
         it was asked to stop has left one too, and `lifecycle` says what that makes of the job."""
-        store = self._object_store(job)
+        store = open_store(job.output_uri, self._settings)
         try:
             artifacts = accept(store, job.output_uri, job.attempt)
         except FileNotFoundError:
@@ -239,7 +238,7 @@ class Supervisor:
             records = self._store.events(job.job_id)
             text = "".join(record.model_dump_json() + "\n" for record in records)
             try:
-                store = self._object_store(job)
+                store = open_store(job.log_uri, self._settings)
                 store.put_bytes(text.encode(), job.log_uri + EVENTS_FILE)
             except (TrainerError, OSError) as error:
                 # OSError: the bucket that the request named does not exist.
@@ -261,9 +260,6 @@ class Supervisor:
             logger.warning("stopping %s: no job owns it", run_id)
             with _alone(run_id):
                 self._launcher.stop(run_id)
-
-    def _object_store(self, job: Job) -> ObjectStore:
-        return open_store(job.output_uri, self._settings)
 
     def _try_record(
         self, job: Job, event: Admitted | Waiting | Lost | Failed | Succeeded | Stopped

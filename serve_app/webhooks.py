@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import httpx
@@ -37,12 +38,17 @@ class Webhooks:
 
     async def deliver_due(self) -> None:
         """Start a delivery for every job that is owed one and has none under way."""
+        # Known before the question: what they deliver meanwhile is in the answer, as still owed.
+        busy = set(self._tasks)
         due = await asyncio.to_thread(self._store.callbacks_due, datetime.now(UTC))
         for job in due:
-            if job.job_id not in self._tasks:
+            if job.job_id not in busy:
                 task = asyncio.create_task(self._deliver(job.job_id))
                 self._tasks[job.job_id] = task
-                task.add_done_callback(lambda _, job_id=job.job_id: self._tasks.pop(job_id))
+                task.add_done_callback(partial(self._delivered, job.job_id))
+
+    def _delivered(self, job_id: str, _: asyncio.Task[None]) -> None:
+        del self._tasks[job_id]
 
     async def settle(self) -> None:
         """Wait for the deliveries under way."""
@@ -60,7 +66,7 @@ class Webhooks:
             for record in records:
                 await self._post(url, change_body(job, record))
                 await self._done(job, record.seq)
-            if not records:
+            if not records and not job.status.terminal:
                 await self._post(url, progress_body(job, datetime.now(UTC)))
                 await self._done(job, job.seq)
         except Exception as error:
@@ -110,30 +116,36 @@ def retry_delay_s(failures: int) -> float:
 def change_body(job: Job, record: EventRecord) -> dict[str, Any]:
     """The body for one event of the job's history, with the status it led to."""
     detail = getattr(record.event, "detail", None) or job.detail
-    body = _body(job, record.event.type, record.seq, record.status, detail, record.event.at)
+    changes: dict[str, Any] = {
+        "event": record.event.type,
+        "seq": record.seq,
+        "status": record.status.value,
+        "detail": detail,
+        "timestamp": record.event.at.isoformat(),
+    }
     if record.status is not JobStatus.FAILED:
         # Told late (the receiver was down), an early event must not carry the job's end.
-        body["error"] = None
-    return body
+        changes["error"] = None
+    return _body(job) | changes
 
 
 def progress_body(job: Job, at: datetime) -> dict[str, Any]:
     """The body that tells how far the job is."""
-    return _body(job, "progress", job.seq, job.status, job.detail, at)
+    return _body(job) | {"event": "progress", "timestamp": at.isoformat()}
 
 
-def _body(job: Job, event: str, seq: int, status: str, detail: str, at: datetime) -> dict[str, Any]:
+def _body(job: Job) -> dict[str, Any]:
     return {
-        "event": event,
-        "seq": seq,
+        "event": None,
+        "seq": job.seq,
         "job_id": job.job_id,
         "backend": job.backend,
         "backend_job_id": job.backend_job_id,
         "attempt": job.attempt,
-        "status": str(status),
+        "status": job.status.value,
         "phase": job.phase,
-        "detail": detail,
-        "timestamp": at.isoformat(),
+        "detail": job.detail,
+        "timestamp": None,
         "progress": job.progress.model_dump(mode="json"),
         "error": job.error.model_dump(mode="json") if job.error else None,
     }

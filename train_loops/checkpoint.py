@@ -55,21 +55,42 @@ class RayCheckpoints:
 
 
 class FolderCheckpoints:
-    """In a local folder, the newest only: for runs without Ray."""
+    """In a local folder that all ranks share, the newest only: for runs without Ray.
 
-    def __init__(self, attempt: int, folder: Path) -> None:
+    A step's checkpoint counts once every rank has put its part there. Ranks keep step, so by then
+    none still writes to an older one.
+    """
+
+    def __init__(self, attempt: int, folder: Path, rank: int = 0, world_size: int = 1) -> None:
         self._attempt = attempt
         self._folder = folder
+        self._rank = rank
+        self._world_size = world_size
 
     def latest(self) -> Path | None:
-        newest = self._folder / "checkpoint"
-        return newest if newest.exists() else None
+        whole = [step for step in self._folder.glob("step-*") if self._is_whole(step)]
+        return max(whole, key=_step, default=None)
 
     def save(self, loop: TrainLoop, metrics: Metrics) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = written(loop, self._folder / "checkpoint.part", metrics, self._attempt)
-        shutil.rmtree(self._folder / "checkpoint", ignore_errors=True)
-        fresh.rename(self._folder / "checkpoint")
+        part = written(loop, self._folder / f"part-{self._rank}", metrics, self._attempt)
+        step = self._folder / f"step-{metrics.step}"
+        shutil.copytree(part, step, dirs_exist_ok=True)
+        shutil.rmtree(part)
+        (step / f"rank-{self._rank}.done").touch()
+        if self._is_whole(step):
+            self._drop_before(metrics.step)
+
+    def _is_whole(self, step: Path) -> bool:
+        return len(list(step.glob("rank-*.done"))) == self._world_size
+
+    def _drop_before(self, step: int) -> None:
+        for older in self._folder.glob("step-*"):
+            if _step(older) < step:
+                shutil.rmtree(older, ignore_errors=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def written(loop: TrainLoop, folder: Path, metrics: Metrics, attempt: int) -> Path:

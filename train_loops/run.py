@@ -15,7 +15,7 @@ from configs.job import Order
 from configs.settings import Settings
 from train_loops.checkpoint import FolderCheckpoints
 from train_loops.engines.base import find_engine
-from train_loops.inputs import fetch
+from train_loops.inputs import fetch, job_folder
 from train_loops.plan import Plan
 from train_loops.ray_worker import agreement
 from train_loops.report import SilentReporter
@@ -37,7 +37,9 @@ def run(plan: Plan, settings: Settings, reporter: SilentReporter) -> Order:
         rank=rank,
         world_size=world_size,
         reporter=reporter,
-        checkpoints=FolderCheckpoints(plan.attempt, inputs.scratch.parent.parent / f"rank-{rank}"),
+        checkpoints=FolderCheckpoints(
+            plan.attempt, job_folder(plan, settings) / "checkpoints", rank, world_size
+        ),
         sinks=FanOut([]),
         store=store,
         agree=agreement(rank, world_size, plan),

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ class LocalStack:
             answer.raise_for_status()
             _wait(lambda: _all_running(client), "the applications")
         for backend in BACKENDS:
-            _wait(lambda b=backend: _answers(f"{state.base_url}/{b}/readyz"), backend)
+            _wait(partial(_answers, f"{state.base_url}/{backend}/readyz"), backend)
 
     def _dashboard(self, state: StackState) -> httpx.Client:
         token = Path(state.ray_token_file).read_text()

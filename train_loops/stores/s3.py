@@ -14,7 +14,7 @@ from typing import Any
 from configs.errors import StorageFailed
 from train_loops.stores.base import StoredObject
 
-_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+_ABSENT = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 
 
 class S3Store:
@@ -35,12 +35,13 @@ class S3Store:
 
     def put(self, path: Path, uri: str) -> None:
         bucket, key = split(uri)
-        with _plain_errors(uri):
-            self._client.upload_file(str(path), bucket, key)
+        # Not `upload_file`: its error hides what the store answered.
+        with path.open("rb") as file, _plain_errors(uri, absent=frozenset()):
+            self._client.upload_fileobj(file, bucket, key)
 
     def put_bytes(self, data: bytes, uri: str) -> None:
         bucket, key = split(uri)
-        with _plain_errors(uri):
+        with _plain_errors(uri, absent=frozenset()):
             self._client.put_object(Bucket=bucket, Key=key, Body=data)
 
     def get(self, uri: str, path: Path) -> None:
@@ -70,7 +71,7 @@ def split(uri: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _plain_errors(uri: str) -> Iterator[None]:
+def _plain_errors(uri: str, absent: frozenset[str] = _ABSENT) -> Iterator[None]:
     """boto3's many errors as two of ours, without the request that may carry a signature."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -79,7 +80,7 @@ def _plain_errors(uri: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "unknown")
-        if code in _MISSING:
+        if code in absent:
             raise FileNotFoundError(uri) from None
         raise StorageFailed(f"{uri}: the object store answered {code!r}") from None
     except (BotoCoreError, Boto3Error) as error:
