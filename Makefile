@@ -38,11 +38,12 @@ install-dev: .venv/installed-dev
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet -c requirements.lock -e '.[service,train,local]'
+	$(PIP) install --quiet -c requirements.lock setuptools
+	$(PIP) install --quiet --no-build-isolation -c requirements.lock -e '.[service,train,local]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet -c requirements.lock -e '.[service,train,local,dev]'
+	$(PIP) install --quiet --no-build-isolation -c requirements.lock -e '.[service,train,local,dev]'
 	@touch $@
 
 clean:               ## end the service, remove what was installed

@@ -36,7 +36,7 @@ class LoraSpec(Spec):
         ]
         | Literal["all-linear"]
     ) = "all-linear"
-    """Names of the layers that get an adapter, or `all-linear` for every linear one but the head."""
+    """Names of the layers that get an adapter, or `all-linear`: all linear ones but the head."""
 
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which bias vectors are trained beside the adapters."""

@@ -1,4 +1,4 @@
-"""The base of every schema class here. Not for database rows or wire protocols of other services."""
+"""The base of every schema class here. Not for database rows or other services' protocols."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -104,7 +104,7 @@ ENGINES: dict[EngineName, EngineCapability] = {
             providers=["huggingface", "nemo", "meta", "s3", "local"],
             exports=["adapter", "merged_16bit", "meta"],
             sinks=["jsonl"],
-            validation=True,
+            validation=False,
             multi_worker=True,
         ),
     )

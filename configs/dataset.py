@@ -47,6 +47,6 @@ class DatasetSpec(Spec):
             Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"],
             Annotated[str, Field(min_length=1, max_length=256)],
         ],
-        Field(max_length=8),
-    ] = {}
+        Field(max_length=8, default_factory=dict),
+    ]
     """From our field to the file's column: `{"prompt": "question", "completion": "answer"}`."""

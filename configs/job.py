@@ -107,7 +107,7 @@ class Job(Record):
     status: JobStatus = JobStatus.QUEUED
     """Where the job stands."""
     phase: str = "waiting"
-    """What it does within that status: `waiting`, `preparing_data`, `loading_model`, `training`, …"""
+    """What it does within that status: `waiting`, `preparing_data`, `loading_model`, `training`."""
     detail: str = ""
     """A sentence for a person: what is waited for, what went wrong."""
     attempt: int = 0
@@ -126,7 +126,7 @@ class Job(Record):
     """When the job reached a terminal status."""
     error: JobError | None = None
     """Why it failed."""
-    artifacts: list[Artifact] = []
+    artifacts: list[Artifact] = Field(default_factory=list)
     """Finished files, once succeeded."""
     log_uri: str
     """Folder of the job's logs."""
@@ -134,6 +134,8 @@ class Job(Record):
     """Folder of the job's results."""
     seq: int = 0
     """Number of the last event."""
+    admitted_at: datetime | None = None
+    """When the present attempt was launched."""
     attempt_started_at: datetime | None = None
     """When the present attempt began to train."""
     stop_reason: Literal["cancel", "deadline"] | None = None

@@ -13,6 +13,7 @@ RAY_NAMESPACE = "trainer"
 TRACKER_PREFIX = "JobTracker-"
 
 PLAN_FILE = "plan.json"
+DATA_FILE = "data.json"
 VERSIONS_FILE = "versions.json"
 MANIFEST_FILE = "manifest.json"
 TRAIN_LOG = "train.log"
@@ -30,7 +31,7 @@ class Locations(NamedTuple):
 
 
 def submission_id(job_id: str, attempt: int) -> str:
-    """The Ray Job of one attempt; the same id twice is refused by Ray, so a launch is idempotent."""
+    """The Ray Job of one attempt; Ray refuses the same id twice, so a launch is idempotent."""
     return f"{job_id}-{attempt}"
 
 

@@ -86,13 +86,13 @@ class TrainRequest(Spec):
     tuning_parameters: TuningParameters = TuningParameters()
     """Learning rate, batch, length, schedule."""
 
-    logging: Annotated[list[LoggingSpec], Field(max_length=8)] = []
+    logging: Annotated[list[LoggingSpec], Field(max_length=8, default_factory=list)]
     """Further metric sinks."""
 
     callbacks: CallbacksSpec | None = None
     """Webhook."""
 
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict)
     """Free labels, given back as they are."""
 
     @model_validator(mode="after")

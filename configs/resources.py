@@ -29,7 +29,7 @@ class ResourcesSpec(Spec):
     """Machines to spread the workers over, evenly."""
 
     max_duration_minutes: Annotated[int, Field(ge=1, le=43200)] | None = None
-    """Limit on one attempt's time, from its start; the job then stops with `error.code: deadline`."""
+    """Limit on one attempt's time, from its launch; then the job fails with code `deadline`."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> "ResourcesSpec":

@@ -16,7 +16,7 @@ class TuningParameters(Spec):
     """Peak learning rate."""
 
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
-    """Global batch: rows per optimizer step over all workers. Micro-batch and accumulation follow."""
+    """Global batch: rows per optimizer step over all workers. Micro-batch, accumulation follow."""
 
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows per forward pass of one worker; chosen when left out (largest divisor up to 8)."""

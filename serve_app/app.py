@@ -26,7 +26,7 @@ class ApiArguments(BaseModel):
 @serve.deployment
 @serve.ingress()
 class TrainingApi:
-    """A replica of one API: the FastAPI application, the store, and a bell at the tracker's door."""
+    """A replica of one API: the FastAPI application, the store, and the tracker's bell."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

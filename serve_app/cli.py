@@ -1,5 +1,6 @@
 """The command line: `trainer up`, `down`, `demo`. Data on stdout, progress on stderr."""
 
+import os
 import signal
 import sys
 from typing import Any
@@ -39,6 +40,8 @@ def up() -> None:
         f"curl -s{token} -H 'Content-Type: application/json' "
         f"-d @configs/examples/02-lora-hf-unsloth.json {state.base_url}/hf-unsloth/train\n"
     )
+    if token and "TRAINER_API_TOKEN" not in os.environ:
+        print("The token is in .env; let the shell read it first: set -a; . ./.env; set +a")
     print("`make down` ends it.")
 
 

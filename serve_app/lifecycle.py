@@ -110,6 +110,7 @@ def _admitted(_: Job, event: Admitted) -> Changes:
         "backend_job_id": event.backend_job_id,
         "phase": "starting",
         "detail": "",
+        "admitted_at": event.at,
         "attempt_started_at": None,
         "stop_reason": None,
         "stop_requested_at": None,

@@ -45,6 +45,8 @@ from train_loops.stores.open import open_store
 logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL = timedelta(seconds=30)
+# A finished run's results may be out of reach for this long before it counts as lost.
+RESULTS_PATIENCE = timedelta(minutes=10)
 
 
 class Supervisor:
@@ -63,6 +65,7 @@ class Supervisor:
         self._capacity, self._clock = capacity, clock
         self._swept_at = clock()
         self._capacity_text = ""
+        self._unreadable_since: dict[str, datetime] = {}
 
     # What attempts ask and tell
 
@@ -140,12 +143,13 @@ class Supervisor:
         """Deadline and grace of an attempt that is alive."""
         now = self._clock()
         minutes = job.resources.max_duration_minutes
-        started, stopping = job.attempt_started_at, job.stop_requested_at
+        launched, stopping = job.admitted_at, job.stop_requested_at
         if stopping is not None:
             grace = timedelta(seconds=self._settings.cancel_grace_seconds)
-            if now - stopping >= grace or started is None:
+            # Before it trains there is nothing to save.
+            if now - stopping >= grace or job.attempt_started_at is None:
                 self._launcher.stop(run_id)
-        elif minutes and started and now - started >= timedelta(minutes=minutes):
+        elif minutes and launched and now - launched >= timedelta(minutes=minutes):
             self._try_record(job, StopRequested(at=now, reason="deadline"))
 
     def _settle(self, job: Job, run: RunStatus) -> None:
@@ -165,9 +169,12 @@ class Supervisor:
             self._gone(job, "it ended without a manifest")
         except StorageFailed as error:
             logger.warning("%s: results not readable yet: %s", job.job_id, error)
-            if job.stop_reason == "cancel":
-                self._gone(job, "")
+            since = self._unreadable_since.setdefault(job.job_id, self._clock())
+            if job.stop_reason == "cancel" or self._clock() - since >= RESULTS_PATIENCE:
+                del self._unreadable_since[job.job_id]
+                self._gone(job, f"its results could not be read back: {error}")
         else:
+            self._unreadable_since.pop(job.job_id, None)
             done = Succeeded(at=self._clock(), attempt=job.attempt, artifacts=artifacts)
             self._try_record(job, done)
 

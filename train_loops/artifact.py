@@ -7,13 +7,15 @@ an attempt that was given up cannot touch what a later one published.
 
 import hashlib
 import json
+import shutil
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from configs.errors import StorageFailed
 from configs.job import Artifact, Record
-from configs.names import MANIFEST_FILE, PLAN_FILE, VERSIONS_FILE, attempt_folder
+from configs.names import DATA_FILE, MANIFEST_FILE, PLAN_FILE, VERSIONS_FILE, attempt_folder
+from train_loops.data.prepare import REPORT_FILE
 from train_loops.plan import Plan
 from train_loops.stores.base import ObjectStore
 
@@ -42,8 +44,10 @@ class Manifest(Record):
     files: list[ManifestFile]
 
 
-def describe(plan: Plan, folder: Path) -> None:
-    """Write the plan and the package versions beside the result in `folder`."""
+def describe(plan: Plan, data_folder: Path, folder: Path) -> None:
+    """Write the plan, the data's counts and the package versions beside the result in `folder`."""
+    if (report := data_folder / REPORT_FILE).exists():
+        shutil.copyfile(report, folder / DATA_FILE)
     (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n")
     (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n")
 

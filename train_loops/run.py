@@ -18,7 +18,7 @@ from train_loops.engines.base import find_engine
 from train_loops.inputs import fetch, job_folder
 from train_loops.plan import Plan
 from train_loops.ray_worker import agreement
-from train_loops.report import SilentReporter
+from train_loops.report import Reporter, SilentReporter
 from train_loops.run_log import RunLog
 from train_loops.sinks.base import FanOut
 from train_loops.stores.open import open_store
@@ -27,7 +27,7 @@ from train_loops.worker import Seat, train
 logger = logging.getLogger(__name__)
 
 
-def run(plan: Plan, settings: Settings, reporter: SilentReporter) -> Order:
+def run(plan: Plan, settings: Settings, reporter: Reporter) -> Order:
     """Run `plan` in this process, as rank `RANK` of `WORLD_SIZE` (0 of 1 when unset)."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     inputs = fetch(plan, settings, os.environ.get("HF_TOKEN"), worker=f"rank-{rank}")
@@ -51,14 +51,15 @@ def run(plan: Plan, settings: Settings, reporter: SilentReporter) -> Order:
 
 
 def main() -> int:
-    """Run the plan in the file named on the command line; its outcome as JSON on stdout."""
+    """Run the plan in the file named on the command line; rank 0 tells the outcome as JSON."""
     parser = argparse.ArgumentParser(prog="train_loops.run", description=__doc__)
     parser.add_argument("plan", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     plan = Plan.model_validate_json(arguments.plan.read_text())
     order = run(plan, Settings(), SilentReporter())
-    sys.stdout.write(json.dumps({"stopped": order.stop, "results": plan.results_uri}) + "\n")
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(json.dumps({"stopped": order.stop, "results": plan.results_uri}) + "\n")
     return 0
 
 

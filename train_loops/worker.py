@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from configs.errors import LossNotFinite
 from configs.job import Finalizing, Order, PhaseChanged, Started
@@ -49,7 +48,7 @@ def train(plan: Plan, engine: Engine, inputs: Inputs, seat: Seat) -> Order:
     try:
         order = _steps(plan, loop, seat)
         if order.stop is None and (order := _finalizing(plan, seat)).stop is None:
-            _finish(plan, loop, inputs.scratch / "result", seat)
+            _finish(plan, loop, inputs, seat)
         return order
     finally:
         loop.close()
@@ -124,10 +123,11 @@ def _finalizing(plan: Plan, seat: Seat) -> Order:
     return order if order.stop == "stale" else Order()
 
 
-def _finish(plan: Plan, loop: TrainLoop, folder: Path, seat: Seat) -> None:
+def _finish(plan: Plan, loop: TrainLoop, inputs: Inputs, seat: Seat) -> None:
+    folder = inputs.scratch / "result"
     loop.export(folder / result_folder(plan.spec))
     if seat.rank == 0:
-        describe(plan, folder)
+        describe(plan, inputs.data_folder, folder)
         manifest = publish(plan, folder, seat.store)
         logger.info("published %d files to %s", len(manifest.files), plan.results_uri)
 

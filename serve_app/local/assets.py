@@ -40,12 +40,17 @@ class ModelBuild:
         self._process: subprocess.Popen[bytes] | None = None
         if not (self.folder / "config.json").exists():
             command = [sys.executable, "-m", "train_loops.tiny_llama", str(dataset_file())]
-            self._process = subprocess.Popen([*command, str(self.folder)])
+            log = settings.home.absolute() / "logs" / "base-model.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [*command, str(self.folder)], stdout=output, stderr=output
+                )
 
     def wait(self) -> None:
         """Until the model lies in its folder."""
         if self._process is not None and self._process.wait():
-            raise InternalError("the demo's base model could not be built")
+            raise InternalError("the demo's base model could not be built; see logs/base-model.log")
 
     def stop(self) -> None:
         """End a build that is still running."""

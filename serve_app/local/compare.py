@@ -34,7 +34,9 @@ def compare(base_folder: Path, adapter_folder: Path, prompts: Sequence[str]) -> 
     """Greedy answers of the base model, without and with the adapter."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
     base = AutoModelForCausalLM.from_pretrained(base_folder)
     before = [_answer(base, tokenizer, prompt) for prompt in prompts]

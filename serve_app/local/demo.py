@@ -115,8 +115,11 @@ def _show_callbacks(receiver: WebhookReceiver, console: Console) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and not _told_of_the_end(receiver):
         time.sleep(0.1)
-    said = " → ".join(f"{body['event']}" for body in receiver.bodies)
-    console.print(f"· {len(receiver.bodies)} callbacks received: {said}")
+    events = [body["event"] for body in receiver.bodies]
+    changes = " → ".join(event for event in events if event != "progress")
+    console.print(
+        f"· {len(events)} callbacks received: {changes}; progress × {events.count('progress')}"
+    )
 
 
 def _told_of_the_end(receiver: WebhookReceiver) -> bool:

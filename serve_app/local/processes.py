@@ -48,6 +48,8 @@ def _belongs(process: psutil.Process, stack_id: str, ray_folder: str) -> bool:
     try:
         if process.environ().get(MARK) == stack_id:
             return True
+        if not ray_folder:
+            return False
         files = Path(f"/proc/{process.pid}/fd").iterdir()
         return any(file.readlink().is_relative_to(ray_folder) for file in files)
     except (psutil.Error, OSError):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -51,8 +51,12 @@ class StackState(Record):
 class LocalStack:
     """Starts, finds and ends the service of one `home` folder."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, extra_applications: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """`extra_applications`: entries of a Serve config, deployed beside the three APIs."""
         self.settings = settings
+        self._extra_applications = list(extra_applications)
         self._home = settings.home.absolute()
         self._file = self._home / "stack.json"
 
@@ -181,7 +185,8 @@ class LocalStack:
         with self._dashboard(state) as client:
             answer = client.put("/api/serve/applications/", json=self._serve_config())
             answer.raise_for_status()
-            _wait(lambda: _all_running(client), "the applications")
+            count = len(BACKENDS) + len(self._extra_applications)
+            _wait(lambda: _all_running(client, count), "the applications")
         for backend in BACKENDS:
             _wait(partial(_answers, f"{state.base_url}/{backend}/readyz"), backend)
 
@@ -195,6 +200,7 @@ class LocalStack:
     def _serve_config(self) -> dict[str, Any]:
         text = (files("configs") / "serve" / "local.yaml").read_text()
         config: dict[str, Any] = yaml.safe_load(text)
+        config["applications"] += self._extra_applications
         config["http_options"] = {"host": self.settings.host, "port": self.settings.port}
         return config
 
@@ -218,7 +224,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _all_running(client: httpx.Client) -> bool:
+def _all_running(client: httpx.Client, count: int) -> bool:
     try:
         applications = client.get("/api/serve/applications/").json()["applications"]
     except httpx.HTTPError:
@@ -226,7 +232,7 @@ def _all_running(client: httpx.Client) -> bool:
     states = {name: app["status"] for name, app in applications.items()}
     if failed := [name for name, status in states.items() if status == "DEPLOY_FAILED"]:
         raise InternalError(f"{failed[0]} could not be deployed: {applications[failed[0]]}")
-    return len(states) == len(BACKENDS) and set(states.values()) == {"RUNNING"}
+    return len(states) == count and set(states.values()) == {"RUNNING"}
 
 
 def _wait(ready: Callable[[], bool], what: str) -> None:

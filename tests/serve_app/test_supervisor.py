@@ -597,6 +597,7 @@ def test_a_job_that_ignores_its_deadline_is_stopped_after_the_grace(scene: Scene
 def test_two_supervisors_on_one_store_launch_one_attempt_once(scene: Scene) -> None:
     names = [f"job-{n}" for n in range(1, 6)]
     scene.cpus = len(names)
+    scene.supervisor.turn()
     for name in names:
         scene.submit(name)
     one, other = scene.new_supervisor(), scene.new_supervisor()

@@ -1,5 +1,5 @@
-"""Callbacks, delivered to real receivers on loopback: each event once and in order, progress between,
-nothing lost when a receiver or the service fails, and nobody delayed by another's receiver."""
+"""Callbacks, delivered to real receivers on loopback: each event once and in order, progress
+between, nothing lost when a receiver or the service fails, and nobody delayed by another."""
 
 import asyncio
 import threading
@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -43,7 +44,7 @@ class BadReceiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}/hook"
 
-    def __enter__(self) -> "BadReceiver":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -231,7 +232,7 @@ def test_progress_is_told_at_the_interval_until_the_end(
     assert {body["progress"]["step"] for body in reports} == {4}
     assert {body["status"] for body in reports} == {"running"}
     times = [datetime.fromisoformat(body["timestamp"]).timestamp() for body in reports]
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     assert min(pauses) >= interval_s
     store.record("job-1", StopRequested(at=LATER, reason="cancel"))
     store.record("job-1", Failed(at=LATER, attempt=1, error=JobError(code="x", message="x")))

@@ -87,7 +87,7 @@ class MemoryStore:
 
 @dataclass
 class OrderingReporter:
-    """A `Reporter` that orders a stop at one step, and at the events named, and keeps all it hears."""
+    """A `Reporter` that orders a stop at one step or at one event, and keeps all it hears."""
 
     stop: str | None = None
     at_step: int | None = None

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from configs.errors import StorageFailed
+from configs.names import DATA_FILE
 from tests.train_loops.plans import MemoryStore
 from tests.train_loops.plans import plan as resolved
 from train_loops.artifact import Manifest, accept, describe, publish, sha256
+from train_loops.data.prepare import REPORT_FILE
 from train_loops.plan import Plan
 
 
@@ -111,10 +113,21 @@ def test_attempt_ten_is_not_taken_for_attempt_one(folder: Path) -> None:
     assert {artifact.name.split("/")[0] for artifact in artifacts} == {"attempt-1"}
 
 
-def test_the_plan_and_the_package_versions_lie_beside_the_result(tmp_path: Path) -> None:
-    plan = resolved()
-    describe(plan, tmp_path)
-    assert Plan.model_validate_json((tmp_path / "plan.json").read_text()) == plan
+def test_the_plan_the_data_counts_and_the_package_versions_lie_beside_the_result(
+    tmp_path: Path,
+) -> None:
+    plan, data, result = resolved(), tmp_path / "data", tmp_path / "result"
+    data.mkdir()
+    result.mkdir()
+    (data / REPORT_FILE).write_text('{"rows": 3}')
+    describe(plan, data, result)
+    assert Plan.model_validate_json((result / "plan.json").read_text()) == plan
+    assert json.loads((result / DATA_FILE).read_text()) == {"rows": 3}
     assert {"torch", "transformers", "peft"} <= set(
-        json.loads((tmp_path / "versions.json").read_text())
+        json.loads((result / "versions.json").read_text())
     )
+
+
+def test_a_run_without_prepared_data_is_described_too(tmp_path: Path) -> None:
+    describe(resolved(), tmp_path / "nothing-here", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "versions.json"]

@@ -68,9 +68,7 @@ def test_code_is_asked_for_where_it_is_to_be_trusted(server: HubServer, tmp_path
     assert "modeling_tiny.py" in server.files
 
 
-def test_the_hugging_face_token_wins_over_the_auth_token(
-    server: HubServer, tmp_path: Path
-) -> None:
+def test_the_hugging_face_token_wins_over_the_auth_token(server: HubServer, tmp_path: Path) -> None:
     snapshot(spec(auth_token=STRANGER, huggingface_token=RIGHT), tmp_path / "cache")
     assert server.tokens == {RIGHT}
 
@@ -126,9 +124,7 @@ def test_a_commit_that_is_cached_is_no_way_around_it_either(
         snapshot(spec(revision=COMMIT), tmp_path / "cache")
 
 
-def test_the_second_download_of_a_model_asks_for_no_file(
-    server: HubServer, tmp_path: Path
-) -> None:
+def test_the_second_download_of_a_model_asks_for_no_file(server: HubServer, tmp_path: Path) -> None:
     first = snapshot(spec(huggingface_token=RIGHT), tmp_path / "cache")
     server.asked.clear()
     assert snapshot(spec(huggingface_token=RIGHT), tmp_path / "cache") == first

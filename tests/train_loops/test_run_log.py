@@ -1,4 +1,4 @@
-"""The run's log and metrics: in the store while it runs, over all attempts, and never in its way."""
+"""The run's log and metrics: in the store while it runs, over all attempts, never in its way."""
 
 import logging
 import time

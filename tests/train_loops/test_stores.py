@@ -87,7 +87,10 @@ def test_a_second_put_replaces_the_first(place: Place) -> None:
 def test_a_list_has_every_object_below_a_prefix_with_its_size(place: Place) -> None:
     for name in ("logs/a", "logs/deep/b", "logs-old/c", "other"):
         place.store.put_bytes(name.encode(), place.uri + name)
-    found = {item.uri.removeprefix(place.uri): item.size_bytes for item in place.store.list(place.uri + "logs/")}  # noqa: E501
+    found = {
+        item.uri.removeprefix(place.uri): item.size_bytes
+        for item in place.store.list(place.uri + "logs/")
+    }
     assert found == {"logs/a": 6, "logs/deep/b": 11}
 
 
@@ -108,11 +111,17 @@ def test_a_listed_uri_can_be_read(place: Place) -> None:
     assert place.store.get_bytes(item.uri) == b"x"
 
 
-def test_a_list_knows_more_than_one_page(place: Place) -> None:
-    names = {f"many/{number:04}" for number in range(1005)}
+@pytest.mark.usefixtures("s3")
+def test_a_list_goes_over_all_pages_of_s3() -> None:
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="many-pages")
+    store, names = S3Store(), {f"many/{number}" for number in range(7)}
+    store._client.meta.events.register(
+        "provide-client-params.s3.ListObjectsV2", lambda params, **_: {**params, "MaxKeys": 3}
+    )
     for name in names:
-        place.store.put_bytes(b"", place.uri + name)
-    assert {item.uri.removeprefix(place.uri) for item in place.store.list(place.uri)} == names
+        store.put_bytes(b"", f"s3://many-pages/{name}")
+    found = {item.uri.removeprefix("s3://many-pages/") for item in store.list("s3://many-pages/")}
+    assert found == names
 
 
 def test_a_missing_object_is_a_missing_file(place: Place, tmp_path: Path) -> None:
@@ -198,7 +207,7 @@ def no_server(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
 
 
 @pytest.mark.usefixtures("no_server")
@@ -225,7 +234,7 @@ def test_a_write_into_a_bucket_that_is_not_there_is_a_storage_failure(tmp_path: 
     (tmp_path / "a").write_text("x")
     with pytest.raises(StorageFailed, match="NoSuchBucket"):
         S3Store().put_bytes(b"x", "s3://no-such-bucket/a")
-    with pytest.raises(StorageFailed, match="NoSuchBucket|could not be used"):
+    with pytest.raises(StorageFailed, match="NoSuchBucket"):
         S3Store().put(tmp_path / "a", "s3://no-such-bucket/a")
 
 
@@ -237,3 +246,35 @@ def test_a_read_from_a_bucket_that_is_not_there_is_a_missing_file() -> None:
 
 def test_an_s3_uri_splits_at_the_first_slash() -> None:
     assert split("s3://bucket/a/b") == ("bucket", "a/b")
+
+
+@pytest.mark.parametrize("name", ["Grüße 1.txt", "step=1,loss=2.txt", "100%25.txt", "~a+b@c.txt"])
+def test_a_listed_uri_is_the_one_that_was_put(place: Place, name: str) -> None:
+    place.store.put_bytes(b"x", place.uri + name)
+    (listed,) = place.store.list(place.uri)
+    assert listed.uri == place.uri + name
+    assert place.store.get_bytes(listed.uri) == b"x"
+
+
+def test_a_root_behind_a_symbolic_link_lists_what_was_put(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    store, uri = FileStore(tmp_path / "data"), f"file://{tmp_path}/data/a/file"
+    store.put_bytes(b"x", uri)
+    assert [item.uri for item in store.list(f"file://{tmp_path}/data/a/")] == [uri]
+
+
+def test_a_result_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    FileStore(tmp_path).put_bytes(b"x", f"file://{tmp_path}/a")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+@pytest.mark.usefixtures("s3")
+def test_the_region_comes_by_either_of_its_names(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv(name, "eu-west-3")
+    assert S3Store()._client.meta.region_name == "eu-west-3"

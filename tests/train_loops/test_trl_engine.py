@@ -53,7 +53,7 @@ class Bench:
         )
 
     def run(self, plan: Plan, reporter: OrderingReporter | None = None) -> Order:
-        return run(plan, self.settings, reporter or OrderingReporter())  # type: ignore[arg-type]
+        return run(plan, self.settings, reporter or OrderingReporter())
 
     def losses(self, plan: Plan) -> list[float]:
         lines = (_path(plan.log_uri) / "metrics.jsonl").read_text().splitlines()
@@ -69,9 +69,7 @@ def results(plan: Plan) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bench(
-    file_root: Path, model_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bench:
+def bench(file_root: Path, model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(file_root, model_root, tmp_path_factory.mktemp("home"))
 
 
@@ -258,7 +256,7 @@ def torchrun(module: str, arguments: list[str], bench: Bench) -> str:
         command,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         env=environment,
         check=False,
         cwd=Path(__file__).parents[2],

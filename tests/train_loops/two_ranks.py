@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     # Rank 0's order counts; the others would go on if they were not told.
     stop = "cancel" if os.environ["RANK"] == "0" else None
     ends = [
-        run(plan, Settings(_env_file=None), reporter).stop  # type: ignore[arg-type]
+        run(plan, Settings(_env_file=None), reporter).stop
         for plan, reporter in (
             (both, OrderingReporter()),
             (halted, OrderingReporter(stop, at_step=2)),

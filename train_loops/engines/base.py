@@ -51,8 +51,8 @@ class Inputs:
 class TrainLoop(Protocol):
     """A training run that yields after each optimizer step, on every rank in step.
 
-    Call `load` (optional), `begin`, then iterate `steps`. Between two steps `save` writes all that a
-    resumed run needs. `export` writes the finished adapter or model; `close` frees the loop.
+    Call `load` (optional), `begin`, then iterate `steps`. Between two steps `save` writes all that
+    a resumed run needs. `export` writes the finished adapter or model; `close` frees the loop.
     """
 
     def load(self, folder: Path) -> None:

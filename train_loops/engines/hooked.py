@@ -22,7 +22,7 @@ class HookedRun(Generic[T]):
         self._greenlet.gr_context = contextvars.copy_context()
 
     def advance(self) -> T | None:
-        """Let the body run to its next `hand_out`; None once it has returned. Its errors come out."""
+        """Let the body run to its next `hand_out`; None once it has returned. Errors come out."""
         if self._greenlet.dead:
             return None
         self._greenlet.parent = getcurrent()
@@ -36,7 +36,7 @@ class HookedRun(Generic[T]):
         parent.switch(value)
 
     def end(self) -> None:
-        """Let the body go no further: `GreenletExit` is raised where it stands. Safe to call twice."""
+        """Let the body go no further: `GreenletExit` is raised in it. Safe to call twice."""
         if not self._greenlet.dead:
             self._greenlet.parent = getcurrent()
             self._greenlet.throw()

@@ -1,8 +1,8 @@
 """Hugging Face: transformers, PEFT adapters and TRL's SFTTrainer, on CPU or GPU.
 
 The data arrive tokenised and labelled (`train_loops.data`), so TRL neither renders nor masks.
-Sources: PEFT `LoraConfig`, TRL `SFTConfig`, transformers `TrainingArguments`, QLoRA (Dettmers et al.
-2023, arXiv:2305.14314), DoRA (Liu et al. 2024, arXiv:2402.09353).
+Sources: PEFT `LoraConfig`, TRL `SFTConfig`, transformers `TrainingArguments`, QLoRA (Dettmers et
+al. 2023, arXiv:2305.14314), DoRA (Liu et al. 2024, arXiv:2402.09353).
 """
 
 import json
