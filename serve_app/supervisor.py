@@ -22,11 +22,15 @@ from configs.job import (
     EVENT,
     Admitted,
     Failed,
+    Finalizing,
     Job,
     JobError,
     JobStatus,
     Lost,
     Order,
+    PhaseChanged,
+    Progressed,
+    Started,
     Stopped,
     StopRequested,
     Succeeded,
@@ -45,6 +49,8 @@ from train_loops.stores.open import open_store
 logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL = timedelta(seconds=30)
+# What an attempt may say of itself.
+ATTEMPT_EVENTS = (PhaseChanged, Started, Progressed, Finalizing, Failed)
 # A finished run's results may be out of reach for this long before it counts as lost.
 RESULTS_PATIENCE = timedelta(minutes=10)
 
@@ -85,6 +91,9 @@ class Supervisor:
     def record(self, job_id: str, event_json: str) -> Order:
         """Take an attempt's event; the answer tells it to go on or to stop."""
         event = EVENT.validate_json(event_json)
+        if not isinstance(event, ATTEMPT_EVENTS):
+            # That a job has succeeded is said here alone, after its manifest was read back.
+            return Order(stop="stale")
         if isinstance(event, Failed):
             return self._failed(self._store.get(job_id), event)
         try:

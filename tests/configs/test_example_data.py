@@ -11,6 +11,8 @@ import configs
 DATA = Path(configs.__file__).parent / "examples/data"
 FILES = sorted(DATA.glob("*.jsonl"))
 TRAINING, HELD_OUT = DATA / "finetuning_faq.jsonl", DATA / "finetuning_faq.heldout.jsonl"
+# The example requests cut rows at 256 tokens, and a token is seldom under two characters.
+MOST_CHARACTERS = 500
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -32,8 +34,8 @@ def test_both_files_are_shipped() -> None:
     assert {TRAINING, HELD_OUT} <= set(FILES)
 
 
-def test_there_are_at_least_200_rows_to_train_on() -> None:
-    assert len(rows(TRAINING)) >= 200
+def test_there_are_at_least_240_rows_to_train_on() -> None:
+    assert len(rows(TRAINING)) >= 240
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -51,6 +53,12 @@ def test_every_message_says_something(path: Path) -> None:
         for message in row["messages"]:
             assert message.keys() == {"role", "content"}, number
             assert message["content"].strip() == message["content"] != "", number
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_row_is_short(path: Path) -> None:
+    lengths = [sum(len(message["content"]) for message in row["messages"]) for row in rows(path)]
+    assert max(lengths) <= MOST_CHARACTERS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

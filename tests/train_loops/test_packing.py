@@ -39,9 +39,11 @@ def test_the_loss_of_a_pack_is_the_token_weighted_loss_of_its_rows(
     home: Path, file_root: Path, model_root: Path
 ) -> None:
     rows = len(chats())
-    apart = first_step("apart", home, file_root, model_root, batch_size=rows, micro_batch_size=6)
+    apart = first_step(
+        "rows-apart", home, file_root, model_root, batch_size=rows, micro_batch_size=6
+    )
     packed = first_step(
-        "packed", home, file_root, model_root,
+        "rows-in-a-pack", home, file_root, model_root,
         batch_size=1, packing=True, max_sequence_length=4096,
     )  # fmt: skip
     assert packed["train_loss"] == pytest.approx(apart["train_loss"], abs=1e-3)

@@ -25,10 +25,13 @@ class TrlEngine:
     uses_torch = True
 
     def build(self, plan: Plan, inputs: Inputs, *, rank: int, world_size: int) -> "TrlLoop":
+        from transformers import set_seed
         from trl import SFTTrainer
 
         from train_loops.data.prepare import load
 
+        # Before the adapter's weights are drawn, which the Trainer's own seeding does not promise.
+        set_seed(plan.tuning.seed)
         model, tokenizer = load_model(plan, inputs.model_folder)
         dataset, _ = load(inputs.data_folder)
         try:
