@@ -75,9 +75,10 @@ def main() -> None:
     try:
         app()
     except TrainerError as error:
-        _progress.print(f"[red]error[/red] {error.message}", highlight=False)
-        if error.hint:
-            _progress.print(error.hint, highlight=False)
+        _progress.print("error", style="red", end=" ")
+        for line in filter(None, (error.message, error.hint)):
+            # A message quotes what it was given: no markup, and no breaking of long lines.
+            _progress.print(line, markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

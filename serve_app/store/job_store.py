@@ -138,9 +138,13 @@ class JobStore(Outbox):
 
     def set_capacity(self, document: str) -> None:
         """Remember what the cluster has, for replicas that may not ask Ray."""
-        with self._database.writing() as connection:
-            if not connection.execute(sa.update(cluster).values(capacity=document)).rowcount:
-                connection.execute(sa.insert(cluster).values(id=1, capacity=document))
+        try:
+            with self._database.writing() as connection:
+                if not connection.execute(sa.update(cluster).values(capacity=document)).rowcount:
+                    connection.execute(sa.insert(cluster).values(id=1, capacity=document))
+        except sa.exc.IntegrityError:
+            # Another tracker made the row first; both read the same cluster.
+            return
 
     def capacity(self) -> str | None:
         """What `set_capacity` was given last."""
