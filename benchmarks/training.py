@@ -20,8 +20,7 @@ from typing import Any
 from benchmarks.load import ROOT
 from configs.adapter import LoraSpec
 from configs.errors import InternalError
-from configs.job import Job, JobStatus
-from configs.names import METRICS_FILE
+from configs.job import JobStatus
 from configs.request import TrainRequest
 from serve_app.client import TrainerClient
 from serve_app.local import assets
@@ -110,7 +109,7 @@ def run_service(
     job = client.wait(client.submit(request).job_id, timeout_s=JOB_TIMEOUT_S)
     if job.status is not JobStatus.SUCCEEDED:
         raise InternalError(f"job {job.job_id} ended as {job.status}: {job.detail}")
-    steps = _metrics(state, job)
+    steps = assets.metrics(state, job)
     ends = [datetime.fromisoformat(step["at"]) for step in steps]
     if len(ends) != len(tokens):
         raise InternalError(f"the service made {len(ends)} steps, the bare script {len(tokens)}")
@@ -128,12 +127,6 @@ def _request(quick: bool, checkpoint_every_steps: int | None = None) -> dict[str
     if checkpoint_every_steps is not None:
         request["tuning_parameters"]["checkpoint_every_steps"] = checkpoint_every_steps
     return request
-
-
-def _metrics(state: StackState, job: Job) -> list[dict[str, Any]]:
-    bucket, _, key = (job.log_uri + METRICS_FILE).removeprefix("s3://").partition("/")
-    body = assets.s3_client(state).get_object(Bucket=bucket, Key=key)["Body"].read()
-    return [json.loads(line) for line in body.splitlines()]
 
 
 def _environment(request: dict[str, Any]) -> dict[str, str]:

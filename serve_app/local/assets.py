@@ -4,6 +4,7 @@ The base model is built once per home folder, from the text of the dataset; buil
 takes some seconds, so it runs in a process of its own beside the start of Ray.
 """
 
+import json
 import subprocess
 import sys
 from importlib.resources import files
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import InternalError
+from configs.job import Job
+from configs.names import METRICS_FILE
 from configs.settings import Settings
 from serve_app.local.stack import S3_ENVIRONMENT, StackState
+from train_loops.stores.s3 import split
 
 BUCKET = "trainer-demo"
 PROJECT = "users/demo/projects/faq/"
@@ -66,6 +70,13 @@ def upload(state: StackState, folder: Path) -> None:
     client.upload_file(str(dataset_file()), BUCKET, f"{PROJECT}ingestion/{DATASET}")
     for path in sorted(folder.iterdir()):
         client.upload_file(str(path), BUCKET, MODEL_PREFIX + path.name)
+
+
+def metrics(state: StackState, job: Job) -> list[dict[str, Any]]:
+    """The lines of the job's `metrics.jsonl`."""
+    bucket, key = split(job.log_uri + METRICS_FILE)
+    body = s3_client(state).get_object(Bucket=bucket, Key=key)["Body"].read()
+    return [json.loads(line) for line in body.splitlines()]
 
 
 def s3_client(state: StackState) -> Any:

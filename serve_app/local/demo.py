@@ -15,7 +15,6 @@ from rich.table import Table
 
 from configs.errors import InternalError
 from configs.job import Job, JobStatus
-from configs.names import METRICS_FILE
 from configs.settings import Settings
 from serve_app.client import TrainerClient
 from serve_app.local import assets
@@ -127,7 +126,7 @@ def _told_of_the_end(receiver: WebhookReceiver) -> bool:
 
 
 def _show_results(state: StackState, job: Job, base: Path, home: Path, console: Console) -> None:
-    losses = _losses(state, job)
+    losses = [line["train_loss"] for line in assets.metrics(state, job)]
     console.print(
         f"· loss {losses[0]:.3f} → {losses[-1]:.3f} over {len(losses)} steps "
         f"(first to last, nats per token)"
@@ -140,12 +139,6 @@ def _show_results(state: StackState, job: Job, base: Path, home: Path, console: 
     for answer in compare(base, adapter, _prompts()):
         table.add_row(*answer)
     console.print(table)
-
-
-def _losses(state: StackState, job: Job) -> list[float]:
-    bucket, _, key = (job.log_uri + METRICS_FILE).removeprefix("s3://").partition("/")
-    body = assets.s3_client(state).get_object(Bucket=bucket, Key=key)["Body"].read()
-    return [json.loads(line)["train_loss"] for line in body.splitlines()]
 
 
 def _prompts() -> list[str]:
