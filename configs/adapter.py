@@ -13,8 +13,12 @@ Method = Literal[
 Objective = Literal["sft", "cpt", "dpo", "orpo", "kto", "reward", "grpo"]
 Precision = Literal["fp32", "bf16", "fp16"]
 EngineName = Literal["automodel", "fsdp2", "trl", "unsloth", "simulated"]
+Quantization = Literal["nf4", "int8"]
+Sharding = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 LORA_METHODS: frozenset[Method] = frozenset({"lora", "qlora", "dora", "rslora", "loftq", "pissa"})
+PROMPT_METHODS: frozenset[Method] = frozenset({"prefix_tuning", "prompt_tuning", "p_tuning"})
+PREFERENCE_OBJECTIVES: frozenset[Objective] = frozenset({"dpo", "orpo", "kto"})
 
 
 class LoraSpec(Spec):
@@ -42,6 +46,64 @@ class LoraSpec(Spec):
     """Which bias vectors are trained beside the adapters."""
 
 
+class PromptSpec(Spec):
+    """Learnt virtual tokens: prompt tuning (Lester et al. 2021, arXiv:2104.08691), prefix tuning
+    (Li & Liang 2021, arXiv:2101.00190), p-tuning (Liu et al. 2021, arXiv:2103.10385)."""
+
+    virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 20
+    """Vectors put before the input (for prefix tuning: before the keys and values of each layer)."""
+
+
+class PreferenceSpec(Spec):
+    """Settings of `dpo` (arXiv:2305.18290), `orpo` (arXiv:2403.07691), `kto` (arXiv:2402.01306)."""
+
+    beta: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """Weight of the preference term; for `dpo` and `kto`, how closely to stay at the base model."""
+
+
+class GrpoSpec(Spec):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+
+    reward_functions: Annotated[
+        list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]],
+        Field(min_length=1, max_length=16),
+    ]
+    """Names of the service's own reward functions or of those that the operator installed; their
+    rewards are added. Code never comes with a request."""
+
+    generations: Annotated[int, Field(ge=2, le=64)] = 4
+    """Answers sampled to each prompt; they are compared with each other."""
+
+    max_completion_tokens: Annotated[int, Field(ge=1, le=32768)] = 256
+    """Tokens of an answer at most."""
+
+    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Of the sampling."""
+
+    beta: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight of the divergence from the base model; 0 leaves it out."""
+
+
+class ShardingSpec(Spec):
+    """How several workers share model, gradients and optimizer."""
+
+    strategy: Sharding = "ddp"
+    """`ddp`: each worker holds all. `fsdp2`: PyTorch's `fully_shard`. `zero1`, `zero2`, `zero3`:
+    DeepSpeed, which shares optimizer, also gradients, also weights."""
+
+    offload: bool = False
+    """Keep what is shared in main memory (ZeRO only)."""
+
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Workers that compute one layer together; divides the workers."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "ShardingSpec":
+        if self.offload and not self.strategy.startswith("zero"):
+            raise ValueError("offload needs strategy 'zero1', 'zero2' or 'zero3'")
+        return self
+
+
 class CustomizationSpec(Spec):
     """How the base model is changed."""
 
@@ -63,12 +125,40 @@ class CustomizationSpec(Spec):
     lora: LoraSpec | None = None
     """Settings of the LoRA family; its defaults when left out."""
 
+    prompt: PromptSpec | None = None
+    """Settings of `prefix_tuning`, `prompt_tuning`, `p_tuning`."""
+
+    quantization: Quantization | None = None
+    """Number format of the frozen weights under `qlora`: `nf4` (when left out) or `int8`."""
+
+    preference: PreferenceSpec | None = None
+    """Settings of `dpo`, `orpo`, `kto`."""
+
+    grpo: GrpoSpec | None = None
+    """Settings of `grpo`, which needs them."""
+
+    sharding: ShardingSpec | None = None
+    """How several workers share the model; the engine's own default when left out."""
+
     @model_validator(mode="after")
-    def _lora_fits_method(self) -> "CustomizationSpec":
-        if self.lora is not None and self.method not in LORA_METHODS:
-            accepted = ", ".join(sorted(LORA_METHODS))
-            raise ValueError(
-                f"lora settings have no meaning for method {self.method!r}: "
-                f"leave them out, or use one of {accepted}"
-            )
+    def _adds_up(self) -> "CustomizationSpec":
+        given = {name for name in _MEANT_FOR if getattr(self, name) is not None}
+        for name in sorted(given):
+            field, accepted = _MEANT_FOR[name]
+            if (value := getattr(self, field)) not in accepted:
+                raise ValueError(
+                    f"{name} settings have no meaning for {field} {value!r}: leave them out, or "
+                    f"use one of {', '.join(sorted(accepted))}"
+                )
+        if self.objective == "grpo" and self.grpo is None:
+            raise ValueError("objective 'grpo' needs grpo.reward_functions: what an answer earns")
         return self
+
+
+_MEANT_FOR: dict[str, tuple[str, frozenset[str]]] = {
+    "lora": ("method", frozenset(LORA_METHODS)),
+    "prompt": ("method", frozenset(PROMPT_METHODS)),
+    "quantization": ("method", frozenset({"qlora"})),
+    "preference": ("objective", frozenset(PREFERENCE_OBJECTIVES)),
+    "grpo": ("objective", frozenset({"grpo"})),
+}

@@ -9,6 +9,10 @@ from configs.base import Spec
 
 DatasetFormat = Literal["jsonl", "json", "csv", "parquet"]
 Split = Literal["train", "validation"]
+DatasetField = Literal[
+    "messages", "conversations", "tools", "prompt", "completion", "instruction", "input", "output",
+    "text", "chosen", "rejected", "label", "reference",
+]  # fmt: skip
 
 _STORE_URI = re.compile(r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/|file:///)[^\s\\?#%\x00-\x1f]+$")
 
@@ -44,7 +48,7 @@ class DatasetSpec(Spec):
 
     column_mapping: Annotated[
         dict[
-            Literal["messages", "prompt", "completion", "instruction", "input", "output", "text"],
+            DatasetField,
             Annotated[str, Field(min_length=1, max_length=256)],
         ],
         Field(max_length=8, default_factory=dict),

@@ -67,6 +67,27 @@ class Progress(Record):
     """Tokens (padding left out) per second over the last few steps, all workers."""
     eta_seconds: float | None = None
     """Time left at the present speed."""
+    validation_loss: float | None = None
+    """Loss on the rows held back, at the last evaluation; nats per trainable token."""
+
+
+class DataCounts(Record):
+    """What became of the datasets: the rows of one epoch, weights applied."""
+
+    rows: int
+    """Rows that an epoch trains on."""
+    truncated_rows: int
+    """Rows among them that were cut at `max_sequence_length`."""
+    dropped_rows: int
+    """Rows left out, since no trainable token of theirs lies within `max_sequence_length`."""
+    tokens: int
+    """Tokens of all rows, after the template and the cut."""
+    trainable_tokens: int
+    """Tokens among them that the loss counts."""
+    packs: int | None = None
+    """Sequences that the rows were packed into; null without packing."""
+    validation_rows: int = 0
+    """Rows that the run is evaluated on."""
 
 
 class JobError(Record):
@@ -116,6 +137,10 @@ class Job(Record):
     """The stack that computes a step."""
     engine_reason: str
     """Why that one."""
+    proxied_to: Backend | None = None
+    """The API whose flow runs the job, when it is not the one that it was posted to."""
+    data: DataCounts | None = None
+    """What became of the datasets, once they were read."""
     progress: Progress = Progress()
     """How far the attempt is."""
     created_at: datetime
@@ -198,6 +223,22 @@ class PhaseChanged(_AttemptEvent):
     detail: str = ""
 
 
+class DataPrepared(_AttemptEvent):
+    """The datasets were read and tokenised."""
+
+    type: Literal["data_prepared"] = "data_prepared"
+    data: DataCounts
+
+
+class EngineChanged(_AttemptEvent):
+    """The model turned out to be none of the engine's, and another one runs the job."""
+
+    type: Literal["engine_changed"] = "engine_changed"
+    engine: EngineName
+    engine_reason: str
+    proxied_to: Backend | None = None
+
+
 class Started(_AttemptEvent):
     """The first optimizer step is about to run."""
 
@@ -254,7 +295,7 @@ class Stopped(_AttemptEvent):
 
 
 Event = Annotated[
-    Submitted | Waiting | Admitted | PhaseChanged | Started | Progressed | Finalizing
+    Submitted | Waiting | Admitted | PhaseChanged | DataPrepared | EngineChanged | Started | Progressed | Finalizing
     | Succeeded | Failed | Lost | StopRequested | Stopped,
     Field(discriminator="type"),
 ]  # fmt: skip

@@ -99,11 +99,12 @@ class TrainRequest(Spec):
     def _adds_up(self) -> "TrainRequest":
         if not any(dataset.split == "train" for dataset in self.datasets):
             raise ValueError("datasets: at least one must have split 'train'")
-        share, rest = divmod(self.tuning_parameters.batch_size, self.resources.worker_count)
+        self._sharding_fits_workers()
+        share, rest = divmod(self.tuning_parameters.batch_size, self.data_parallel_workers)
         if rest:
             raise ValueError(
                 f"tuning_parameters.batch_size ({self.tuning_parameters.batch_size}) must be a "
-                f"multiple of the workers ({self.resources.worker_count})"
+                f"multiple of the workers ({self.data_parallel_workers})"
             )
         micro = self.tuning_parameters.micro_batch_size
         if micro is not None and share % micro:
@@ -111,7 +112,28 @@ class TrainRequest(Spec):
                 f"tuning_parameters.micro_batch_size ({micro}) must divide each worker's "
                 f"share of the batch ({share})"
             )
+        if self.tuning_parameters.validation_share and any(
+            dataset.split == "validation" for dataset in self.datasets
+        ):
+            raise ValueError(
+                "tuning_parameters.validation_share has no meaning beside a dataset with split "
+                "'validation': leave one of them out"
+            )
         return self
+
+    def _sharding_fits_workers(self) -> None:
+        sharding, workers = self.customization.sharding, self.resources.worker_count
+        if sharding is not None and workers % sharding.tensor_parallel:
+            raise ValueError(
+                f"customization.sharding.tensor_parallel ({sharding.tensor_parallel}) must divide "
+                f"the workers ({workers})"
+            )
+
+    @property
+    def data_parallel_workers(self) -> int:
+        """Workers that see different rows: those that compute one layer together count as one."""
+        sharding = self.customization.sharding
+        return self.resources.worker_count // (sharding.tensor_parallel if sharding else 1)
 
     def secrets(self) -> dict[str, str]:
         """The secrets of the request in clear, by the dotted path of their field."""

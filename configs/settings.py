@@ -78,6 +78,17 @@ class Settings(BaseSettings):
     envs_root: Path | None = None
     """Folder of further Python environments, `<envs_root>/<name>/bin/python`."""
 
+    reward_functions: dict[str, str] = Field(default_factory=dict)
+    """The operator's reward functions for objective `grpo`, as JSON: name to `package.module:name`,
+    importable on the workers."""
+
+    @property
+    def environments(self) -> frozenset[str]:
+        """Names of the further Python environments that are installed."""
+        if self.envs_root is None:
+            return frozenset()
+        return frozenset(path.parents[1].name for path in self.envs_root.glob("*/bin/python"))
+
     @property
     def store_url(self) -> str:
         """SQLAlchemy's URL of the job store."""

@@ -43,7 +43,11 @@ class TuningParameters(Spec):
     """Gradients are scaled down to this norm."""
 
     packing: bool = False
-    """Put several rows into one sequence."""
+    """Put several rows into one sequence; none attends to another."""
+
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Seeded share of the training rows that is held back for validation. Not together with a
+    dataset of split `validation`."""
 
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Steps between checkpoints; a tenth of the run, but 25 at least, when left out."""

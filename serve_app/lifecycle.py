@@ -12,6 +12,8 @@ from typing import Any, Protocol, TypeVar
 from configs.errors import DeadlineReached, JobStateConflict, StaleAttempt
 from configs.job import (
     Admitted,
+    DataPrepared,
+    EngineChanged,
     Event,
     Failed,
     Finalizing,
@@ -120,6 +122,20 @@ def _admitted(_: Job, event: Admitted) -> Changes:
 @_on(PhaseChanged, *_ALIVE, JobStatus.CANCELLING)
 def _phase_changed(_: Job, event: PhaseChanged) -> Changes:
     return {"phase": event.phase, "detail": event.detail}
+
+
+@_on(DataPrepared, *_ALIVE, JobStatus.CANCELLING)
+def _data_prepared(_: Job, event: DataPrepared) -> Changes:
+    return {"data": event.data}
+
+
+@_on(EngineChanged, JobStatus.PROVISIONING, JobStatus.CANCELLING)
+def _engine_changed(_: Job, event: EngineChanged) -> Changes:
+    return {
+        "engine": event.engine,
+        "engine_reason": event.engine_reason,
+        "proxied_to": event.proxied_to,
+    }
 
 
 @_on(Started, JobStatus.PROVISIONING, JobStatus.CANCELLING)

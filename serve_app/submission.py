@@ -47,12 +47,13 @@ def accept(
     Raises:
         RequestInvalid: the log or output folder cannot be derived.
         Unsupported: the API, its engine or the operator does not allow a field.
-        NotImplementedYet: the API's engine is not in this build.
         Unschedulable: the cluster can never hold the job, and the operator wants it refused.
     """
     job_id = request.job_id or new_job_id(backend, now)
     places = locations(request, job_id)
-    choice = choose_engine(request, backend, forced=settings.engine)
+    choice = choose_engine(
+        request, backend, forced=settings.engine, environments=settings.environments
+    )
     for refusal in _refusals(request, settings):
         raise refusal
     if settings.refuse_unschedulable and capacity is not None:
@@ -62,6 +63,7 @@ def accept(
         backend=backend,
         engine=choice.engine,
         engine_reason=choice.reason,
+        proxied_to=choice.proxied_to,
         created_at=now,
         log_uri=places.log_uri,
         output_uri=places.output_uri,

@@ -6,6 +6,7 @@ results. It holds no secret, so that Ray may show it.
 
 from typing import Any, Literal
 
+from configs.capabilities import ENGINES
 from configs.job import Job, Record
 from configs.names import attempt_folder, locations
 from configs.request import TrainRequest
@@ -36,7 +37,8 @@ class Plan(Record):
     micro_batch_size: int
     """Rows per forward pass of one worker."""
     accumulation_steps: int
-    """Forward passes per optimizer step; batch_size = micro × accumulation × workers."""
+    """Forward passes per optimizer step; batch_size = micro × accumulation × workers (those that
+    compute one layer together count as one)."""
     log_uri: str
     output_uri: str
     request: dict[str, Any]
@@ -67,12 +69,13 @@ def resolve(job: Job, attempt: int) -> Plan:
     """Resolve `job`'s request into the plan of its `attempt`-th try."""
     request = TrainRequest.model_validate(job.request)
     resources, where = request.resources, locations(request, job.job_id)
-    micro, accumulation = batch_split(request.tuning_parameters, resources)
+    micro, accumulation = batch_split(request.tuning_parameters, request.data_parallel_workers)
     return Plan(
         job_id=job.job_id,
         attempt=attempt,
         backend=job.backend,
         engine=job.engine,
+        environment=ENGINES[job.engine].environment,
         device="cuda" if resources.gpus else "cpu",
         workers=resources.worker_count,
         nodes=resources.nodes,
@@ -87,13 +90,13 @@ def resolve(job: Job, attempt: int) -> Plan:
     )
 
 
-def batch_split(tuning: TuningParameters, resources: ResourcesSpec) -> tuple[int, int]:
+def batch_split(tuning: TuningParameters, workers: int) -> tuple[int, int]:
     """(micro-batch, accumulation steps) of each worker; their product is its share of the batch.
 
     The micro-batch is the one asked for, else the largest divisor of the share up to 8: larger ones
     rarely run faster and cost memory in proportion.
     """
-    share = tuning.batch_size // resources.worker_count
+    share = tuning.batch_size // workers
     micro = tuning.micro_batch_size or max(
         size for size in range(1, min(share, MICRO_BATCH_LIMIT) + 1) if share % size == 0
     )

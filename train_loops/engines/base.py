@@ -64,6 +64,11 @@ class TrainLoop(Protocol):
     def steps(self) -> Iterator[Metrics]:
         """Train. Each value is a finished optimizer step."""
 
+    def evaluate(self) -> float:
+        """Loss on the validation rows, nats per trainable token, the same on every rank. Between
+        two steps or after the last; the run goes on as if it had not been called. Called only when
+        there are validation rows."""
+
     def save(self, folder: Path) -> None:
         """Write this rank's part of a checkpoint into `folder`, which does not exist yet."""
 

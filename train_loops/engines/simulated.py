@@ -44,6 +44,9 @@ class SimulatedLoop:
             self.step += 1
             yield self._metrics()
 
+    def evaluate(self) -> float:
+        return self._metrics().loss
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "simulated.json").write_text(json.dumps({"step": self.step}))

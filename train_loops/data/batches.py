@@ -1,0 +1,126 @@
+"""Order and batches of a run's rows: a function of seed, epoch and step, the same for every engine.
+
+So a resumed run needs its step number only, and engines, worker counts and packings can be compared
+row by row. Rows lie in order; micro-batch `j` of an epoch goes to data-parallel rank
+`j % world_size`. An epoch's last batch may be smaller; where its rows do not reach for all ranks,
+the first rows of the epoch fill it up, because every rank must take part in each step.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Sampler
+
+from train_loops.data.mask import IGNORED
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Batch = dict[str, torch.Tensor]
+
+
+class EpochOrder(Sampler[int]):
+    """Row numbers of one epoch, shuffled by seed and epoch."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch (from 0) the next iteration is."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        chance = torch.Generator().manual_seed(self._seed + self._epoch)
+        yield from torch.randperm(self._rows, generator=chance).tolist()
+
+    def __len__(self) -> int:
+        return self._rows
+
+
+class StepBatches:
+    """The micro-batches of one data-parallel rank, an optimizer step at a time."""
+
+    def __init__(
+        self,
+        rows: "Dataset",
+        *,
+        micro_batch_size: int,
+        accumulation_steps: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._rows = rows
+        self._micro = micro_batch_size
+        self._accumulation = accumulation_steps
+        self._order = EpochOrder(len(rows), seed)
+        self._rank = rank
+        self._world_size = world_size
+        micro_batches = -(-len(rows) // (micro_batch_size * world_size))
+        self.steps_per_epoch = -(-micro_batches // accumulation_steps)
+
+    def after(self, step: int, total_steps: int) -> Iterator[tuple[float, list[Batch]]]:
+        """Of each step from `step + 1` to `total_steps`: the epochs done after it, and its batches."""
+        while step < total_steps:
+            epoch, done = divmod(step, self.steps_per_epoch)
+            for index, batches in enumerate(self._epoch(epoch)):
+                if index < done:
+                    continue
+                if step == total_steps:
+                    return
+                step += 1
+                yield step / self.steps_per_epoch, [self.collated(numbers) for numbers in batches]
+
+    def _epoch(self, epoch: int) -> Iterator[list[list[int]]]:
+        """Row numbers of this rank's micro-batches, by step."""
+        self._order.set_epoch(epoch)
+        order = list(self._order)
+        if self._world_size > 1:
+            missing = -len(order) % (self._micro * self._world_size)
+            order += [order[index % len(order)] for index in range(missing)]
+        stride = self._micro * self._world_size
+        mine = [
+            order[start : start + self._micro]
+            for start in range(self._rank * self._micro, len(order), stride)
+        ]
+        for start in range(0, len(mine), self._accumulation):
+            yield mine[start : start + self._accumulation]
+
+    def collated(self, numbers: Sequence[int]) -> Batch:
+        """The rows of these numbers as one batch."""
+        return collate([self._rows[number] for number in numbers])
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> Batch:
+    """Rows of equal columns as tensors (B, T), filled up on the right.
+
+    A row of several packed ones has `position_ids`, which start again at 0 with each of them; then
+    there is no `attention_mask`, and transformers keeps them apart by the positions.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    packed = "position_ids" in rows[0]
+    batch = {
+        "input_ids": _filled([row["input_ids"] for row in rows], longest, 0),
+        "labels": _filled([row["labels"] for row in rows], longest, IGNORED),
+    }
+    if packed:
+        positions = [
+            [*row["position_ids"], *range(longest - len(row["position_ids"]))] for row in rows
+        ]
+        batch["position_ids"] = torch.tensor(positions)
+    else:
+        batch["attention_mask"] = _filled([[1] * len(row["input_ids"]) for row in rows], longest, 0)
+    return batch
+
+
+def tokens_in(batch: Batch) -> int:
+    """Tokens of a batch; those that fill up are not counted, except in a batch of packs."""
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _filled(values: Sequence[Sequence[int]], longest: int, filler: int) -> torch.Tensor:
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in values])
