@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 
 
-class EpochOrder(Sampler[int]):
+class EpochOrder(Sampler):  # type: ignore[misc]
     """Row numbers of one epoch, shuffled by seed and epoch."""
 
     def __init__(self, rows: int, seed: int) -> None:
@@ -63,7 +63,7 @@ class StepBatches:
         self.steps_per_epoch = -(-micro_batches // accumulation_steps)
 
     def after(self, step: int, total_steps: int) -> Iterator[tuple[float, list[Batch]]]:
-        """Of each step from `step + 1` to `total_steps`: the epochs done after it, and its batches."""
+        """For each step from `step + 1` to `total_steps`: epochs done after it, and its batches."""
         while step < total_steps:
             epoch, done = divmod(step, self.steps_per_epoch)
             for index, batches in enumerate(self._epoch(epoch)):
