@@ -3,7 +3,6 @@
     TrainerError                  code               retryable
     ├── RequestInvalid            request_invalid
     ├── Unsupported               unsupported              the engine or API cannot honour a field
-    ├── NotImplementedYet         not_implemented          a real engine that this build lacks
     ├── JobNotFound               job_not_found
     ├── JobConflict               job_conflict             same id or key, another body
     ├── JobStateConflict          job_state_conflict       no such change from this status
@@ -76,12 +75,6 @@ class Unsupported(TrainerError):
     """The request is well-formed, but this API or its engine cannot honour a field."""
 
     code = "unsupported"
-
-
-class NotImplementedYet(TrainerError):
-    """The capability belongs to this API, and this build does not have it."""
-
-    code = "not_implemented"
 
 
 class JobNotFound(TrainerError):

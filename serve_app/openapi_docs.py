@@ -161,8 +161,7 @@ def _capabilities() -> str:
     rows = [
         "## Capabilities\n",
         "What each engine honours, as `GET /<api>/capabilities` answers. A request for anything",
-        "else is refused with 422, and the message names who can; an engine that this build does",
-        "not have answers 501.\n",
+        "else is refused with 422, and the message names who can.\n",
         "| | " + " | ".join(f"`{name}`" for name in ENGINES) + " |",
         "|---" * (len(ENGINES) + 1) + "|",
     ]
@@ -176,6 +175,10 @@ def _capabilities() -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "<br>".join(f"{name}: {', '.join(values)}" for name, values in value.items())
+    if value is None:
+        return "–"
     return ", ".join(value) or "–" if isinstance(value, list) else str(value)
 
 

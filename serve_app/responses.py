@@ -17,7 +17,6 @@ from configs.errors import (
     JobConflict,
     JobNotFound,
     JobStateConflict,
-    NotImplementedYet,
     QueueFull,
     RequestInvalid,
     TrainerError,
@@ -46,7 +45,7 @@ class ErrorInfo(Spec):
 
     type: str
     """Family: `invalid_request_error`, `authentication_error`, `not_found_error`,
-    `conflict_error`, `rate_limit_error`, `not_implemented_error`, `internal_error`."""
+    `conflict_error`, `rate_limit_error`, `internal_error`."""
     code: str
     """The exact kind. Stable; a program should look at this one."""
     message: str
@@ -82,7 +81,6 @@ KINDS: dict[type[TrainerError], Kind] = {
     JobConflict: Kind(409, "conflict_error"),
     JobStateConflict: Kind(409, "conflict_error"),
     QueueFull: Kind(429, "rate_limit_error", {"Retry-After": str(RETRY_AFTER_S)}),
-    NotImplementedYet: Kind(501, "not_implemented_error"),
 }
 INTERNAL = Kind(500, "internal_error")
 

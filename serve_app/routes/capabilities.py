@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from configs.adapter import EngineName
 from configs.base import Spec
-from configs.capabilities import ENGINES, NATIVE, EngineCapability
+from configs.capabilities import CANDIDATES, ENGINES, EngineCapability
 from configs.names import Backend
 from serve_app.deps import AuthorizedService
 from serve_app.responses import ErrorBody
@@ -15,10 +15,12 @@ class Capabilities(Spec):
 
     backend: Backend
     """The API."""
-    native_engine: EngineName
-    """What `customization.engine: auto` means here."""
+    auto: list[EngineName]
+    """What `customization.engine: auto` tries, best first."""
     forced_engine: EngineName | None
     """The engine that the operator runs every job on, if there is one."""
+    environments: list[str]
+    """The further Python environments that this service has."""
     engines: list[EngineCapability]
     """The engines of this API. What a request asks for must stand in one row."""
 
@@ -31,8 +33,9 @@ async def capabilities(service: AuthorizedService) -> Response:
     """The table of what each engine of this API accepts."""
     table = Capabilities(
         backend=service.backend,
-        native_engine=NATIVE[service.backend],
+        auto=list(CANDIDATES[service.backend]),
         forced_engine=service.settings.engine,
+        environments=sorted(service.settings.environments),
         engines=[row for row in ENGINES.values() if service.backend in row.backends],
     )
     return Response(table.model_dump_json(), media_type="application/json")

@@ -58,7 +58,7 @@ router = APIRouter(prefix="/train", tags=["jobs"], responses=_errors(401, 422, 5
     "",
     status_code=202,
     response_model=Job,
-    responses=_errors(409, 413, 415, 429, 501),
+    responses=_errors(409, 413, 415, 429),
     openapi_extra={"requestBody": _REQUEST_BODY},
 )
 async def submit(

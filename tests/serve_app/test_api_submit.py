@@ -78,14 +78,19 @@ def test_folders_that_cannot_be_derived_must_be_given(api: Api) -> None:
     assert "Set artifacts.log_uri" in error["details"][0]["hint"]
 
 
-@pytest.mark.parametrize("backend", ["nemo", "meta"])
-def test_an_api_without_its_engine_says_where_to_go(tmp_path: Path, backend: str) -> None:
-    api = make_api(tmp_path, backend)  # type: ignore[arg-type]
-    error = api.refusal(good_request(), status=501)
-    assert error["type"] == "not_implemented_error"
-    assert "/hf-unsloth/train" in error["details"][0]["hint"]
-    simulated = good_request(customization={"method": "lora", "engine": "simulated"})
-    assert api.post(simulated).status_code == 202
+@pytest.mark.parametrize(
+    ("backend", "engine"), [("nemo", "automodel"), ("meta", "fsdp2"), ("hf-unsloth", "trl")]
+)
+def test_each_api_runs_a_job_on_its_own_engine(tmp_path: Path, backend: str, engine: str) -> None:
+    job = make_api(tmp_path, backend).post(good_request()).json()  # type: ignore[arg-type]
+    assert (job["engine"], job["proxied_to"]) == (engine, None)
+
+
+def test_what_meta_lacks_runs_on_nemo_and_stays_on_meta(tmp_path: Path) -> None:
+    api = make_api(tmp_path, "meta")
+    job = api.post(good_request(customization={"method": "qlora"})).json()
+    assert (job["backend"], job["engine"], job["proxied_to"]) == ("meta", "automodel", "nemo")
+    assert "customization.method" in job["engine_reason"]
 
 
 def test_the_operator_can_simulate_every_job(tmp_path: Path) -> None:
@@ -94,10 +99,11 @@ def test_the_operator_can_simulate_every_job(tmp_path: Path) -> None:
     assert "operator" in job["engine_reason"]
 
 
-def test_a_method_that_no_engine_here_has_is_refused_by_name(api: Api) -> None:
-    error = api.refusal(good_request(customization={"method": "pissa"}))
+def test_a_method_that_the_engine_lacks_is_refused_with_who_can(tmp_path: Path) -> None:
+    error = make_api(tmp_path, "nemo").refusal(good_request(customization={"method": "pissa"}))
     assert (error["code"], error["param"]) == ("unsupported", "customization.method")
     assert "'pissa'" in error["message"]
+    assert "/hf-unsloth/train" in error["details"][0]["hint"]
 
 
 def test_remote_code_needs_the_operators_leave(tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
 
 def test_capabilities_name_the_engines_of_this_api_only(api: Api) -> None:
     table = api.http.get("/capabilities").json()
-    assert table["native_engine"] == "trl"
+    assert table["auto"] == ["unsloth", "trl"]
     assert {row["engine"] for row in table["engines"]} == {"trl", "unsloth", "simulated"}
 
 

@@ -11,6 +11,9 @@ from configs.errors import JobStateConflict, StaleAttempt, TrainerError
 from configs.job import (
     Admitted,
     Artifact,
+    DataCounts,
+    DataPrepared,
+    EngineChanged,
     Event,
     Failed,
     Finalizing,
@@ -34,12 +37,17 @@ from tests.serve_app.conftest import T0, make_job
 AT = T0 + timedelta(minutes=5)
 ARTIFACT = Artifact(name="adapter.safetensors", uri="s3://b/a", size_bytes=1, sha256="0" * 64)
 ERROR = JobError(code="dataset_invalid", message="line 3: no 'messages'")
+DATA = DataCounts(rows=8, truncated_rows=1, dropped_rows=2, tokens=99, trainable_tokens=33)
 
 EVENTS: dict[str, Event] = {
     "submitted": Submitted(at=AT),
     "waiting": Waiting(at=AT, detail="4 × A100; the cluster has 0"),
     "admitted": Admitted(at=AT, attempt=2, backend_job_id="job-1-2"),
     "phase": PhaseChanged(at=AT, attempt=1, phase="loading_model", detail="3 GB"),
+    "data": DataPrepared(at=AT, attempt=1, data=DATA),
+    "engine": EngineChanged(
+        at=AT, attempt=1, engine="automodel", engine_reason="no llama", proxied_to="nemo"
+    ),
     "started": Started(at=AT, attempt=1, total_steps=40, resumed_from_step=10),
     "progress": Progressed(at=AT, attempt=1, progress=Progress(step=20, total_steps=40)),
     "finalizing": Finalizing(at=AT, attempt=1),
@@ -58,6 +66,8 @@ submitted      -            -            -            -          -          -   
 waiting        =            =            -            -          -          -             -
 admitted       provisioning provisioning -            -          -          -             -
 phase          -            -            =            =          =          =             =
+data           -            -            =            =          =          =             =
+engine         -            -            =            -          -          =             =
 started        -            -            running      -          -          =             =
 progress       -            -            -            =          =          =             =
 finalizing     -            -            -            finalizing -          =             =
@@ -113,8 +123,8 @@ def test_terminal_statuses_absorb(event: str, status: str) -> None:
 
 def test_the_table_covers_every_event_and_status() -> None:
     assert {type(event) for event in EVENTS.values()} == {
-        Submitted, Waiting, Admitted, PhaseChanged, Started, Progressed, Finalizing,
-        Succeeded, Failed, Lost, StopRequested, Stopped,
+        Submitted, Waiting, Admitted, PhaseChanged, DataPrepared, EngineChanged, Started,
+        Progressed, Finalizing, Succeeded, Failed, Lost, StopRequested, Stopped,
     }  # fmt: skip
     columns = {column.split("(")[0] for _, column, _ in rows()}
     assert columns == {s.value for s in JobStatus if not s.terminal} - {"paused"}

@@ -80,14 +80,6 @@ def test_nemo_and_meta_run_simulated_jobs_and_say_so_in_the_result(service: Serv
     assert httpx.get(f"{base}/meta/train/{jobs[0].job_id}", headers=headers).status_code == 404
 
 
-def test_nemo_answers_501_for_a_real_job(service: Service) -> None:
-    answer = httpx.post(
-        f"{service.state.base_url}/nemo/train", json=request(), headers={"X-TRAINER-TOKEN": TOKEN}
-    )
-    assert answer.status_code == 501
-    assert "/hf-unsloth/train" in answer.text
-
-
 def test_a_running_job_is_cancelled_at_a_step_with_a_checkpoint(service: Service) -> None:
     job = service.training(service.submit(simulated(epochs=60)), step=5)
     with service.client() as client:

@@ -5,7 +5,6 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.resources import ResourcesSpec
 from configs.tuning import TuningParameters
 from tests.train_loops.plans import plan
 from train_loops.plan import Plan, batch_split, checkpoint_interval
@@ -18,7 +17,7 @@ def test_the_global_batch_is_micro_times_accumulation_times_workers(
     workers: int, share: int
 ) -> None:
     tuning = TuningParameters(batch_size=workers * share)
-    micro, accumulation = batch_split(tuning, ResourcesSpec(workers=workers))
+    micro, accumulation = batch_split(tuning, workers)
     assert micro * accumulation * workers == tuning.batch_size
     assert 1 <= micro <= 8
 
@@ -28,15 +27,12 @@ def test_a_micro_batch_that_was_asked_for_is_kept(
     workers: int, micro: int, accumulation: int
 ) -> None:
     tuning = TuningParameters(batch_size=workers * micro * accumulation, micro_batch_size=micro)
-    assert batch_split(tuning, ResourcesSpec(workers=workers)) == (micro, accumulation)
+    assert batch_split(tuning, workers) == (micro, accumulation)
 
 
 def test_the_micro_batch_is_the_largest_divisor_up_to_eight() -> None:
     shares = {1: 1, 6: 6, 9: 3, 12: 6, 13: 1, 16: 8, 64: 8}
-    found = {
-        share: batch_split(TuningParameters(batch_size=share), ResourcesSpec())[0]
-        for share in shares
-    }
+    found = {share: batch_split(TuningParameters(batch_size=share), 1)[0] for share in shares}
     assert found == shares
 
 

@@ -37,6 +37,21 @@ def names(columns: Iterable[object]) -> str:
     return ", ".join(shown) or "none"
 
 
+def text(value: object, where: str) -> str:
+    """`value` if it is a text that can be learnt from; else the error says what it is."""
+    if not isinstance(value, str):
+        raise invalid(where, f"found {kind(value)}", "a text that is not empty")
+    if not value.strip():
+        raise invalid(where, "the text is empty", "a text that is not empty")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            found = f"half of a surrogate pair at character {error.start + 1}"
+            raise invalid(where, found, "text that is valid Unicode") from None
+    return value
+
+
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),
     (bool, "true or false"),
