@@ -93,17 +93,19 @@ def _data(plan: Plan, settings: Settings, model: Path, shared: Path) -> None:
         if not path.exists():
             _download(dataset.source, path, settings, f"datasets[{index}].source")
         files.append((dataset, path))
+    tuning, objective = plan.tuning, plan.spec.customization.objective
     if not find_engine(plan.engine).uses_torch:
-        if plan.spec.customization.objective == "sft":
-            inspect(files)
+        inspect(files, objective)
         return
-    tuning = plan.tuning
     prepare(
         files,
         model,
         max_sequence_length=tuning.max_sequence_length,
         seed=tuning.seed,
         folder=shared / "data",
+        objective=objective,
+        packing=tuning.packing,
+        validation_share=tuning.validation_share,
         trust_remote_code=plan.spec.base_model.trust_remote_code,
     )
 

@@ -22,7 +22,9 @@ class Conversation(NamedTuple):
 
 def _from_messages(values: dict[str, Any], place: str) -> Conversation:
     tools = tool_definitions(values["tools"], place) if values.get("tools") else None
-    return Conversation(_answered(messages(values, "messages", place, with_tools=True), place), tools)
+    return Conversation(
+        _answered(messages(values, "messages", place, with_tools=True), place), tools
+    )
 
 
 def _from_sharegpt(values: dict[str, Any], place: str) -> Conversation:
@@ -67,6 +69,8 @@ def _answered(said: list[Message], place: str) -> list[Message]:
 SHAPES = (
     Shape("messages", ("sft",), ("messages",), ("tools",), _from_messages),
     Shape("prompt + completion", ("sft",), ("prompt", "completion"), (), _from_prompt),
-    Shape("instruction + output", ("sft",), ("instruction", "output"), ("input",), _from_instruction),
+    Shape(
+        "instruction + output", ("sft",), ("instruction", "output"), ("input",), _from_instruction
+    ),
     Shape("conversations", ("sft",), ("conversations",), (), _from_sharegpt),
 )

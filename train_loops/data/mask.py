@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from configs.errors import ConfigInvalid
-from train_loops.data.chats import Message
+from train_loops.data.chats import Conversation
+from train_loops.data.messages import Message
 from train_loops.data.template import ChatTemplate, chat_template
+from train_loops.data.tool_template import check_tools, probed_call, uses_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,26 +43,43 @@ class Example(NamedTuple):
 
 
 def encode(
-    messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", max_sequence_length: int
+    chat: Conversation, tokenizer: "PreTrainedTokenizerBase", max_sequence_length: int
 ) -> Example:
     """One chat as tokens and labels."""
-    rendered = render(messages, chat_template(tokenizer))
+    rendered = render(chat, chat_template(tokenizer))
     return tokenize([rendered], tokenizer, max_sequence_length)[0]
 
 
-def render(messages: Sequence[Message], template: ChatTemplate) -> Rendered:
+def render(chat: Conversation, template: ChatTemplate) -> Rendered:
     """The chat as the model reads it, and which of its characters are learnt.
 
     Raises:
         DatasetInvalid: the template refuses the conversation.
-        ConfigInvalid: the template hides where the assistant's part begins or ends.
+        ConfigInvalid: the template hides where the assistant's part begins or ends, or has no
+            place for the chat's tools.
     """
+    if uses_tools(chat):
+        check_tools(chat, template)
     if template.marked:
-        text, marked = template.render_marked(messages)
+        text, marked = template.render_marked(chat.messages, chat.tools)
         return Rendered(text, [(start, _closed(text, end, template)) for start, end in marked])
-    text = template.render(messages)
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    return Rendered(text, [_turn(messages, index, text, template) for index in turns])
+    text = template.render(chat.messages, chat.tools)
+    turns = [n for n, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    return Rendered(text, [_turn(chat, index, text, template) for index in turns])
+
+
+def render_answer(
+    prompt: Sequence[Message], answer: Message, template: ChatTemplate
+) -> tuple[str, str]:
+    """(prompt, answer) as text: the answer ends with the token that ends its turn.
+
+    Raises:
+        DatasetInvalid, ConfigInvalid: as `render`.
+    """
+    chat = Conversation([*prompt, answer])
+    text = template.render(chat.messages)
+    start, end = _turn(chat, len(prompt), text, template)
+    return text[:start], text[start:end]
 
 
 def tokenize(
@@ -98,16 +117,17 @@ def _example(
     return Example(ids[:cut], labels[:cut], len(ids) > cut, len(ids))
 
 
-def _turn(messages: Sequence[Message], index: int, text: str, template: ChatTemplate) -> Span:
+def _turn(chat: Conversation, index: int, text: str, template: ChatTemplate) -> Span:
     """The characters of `text` that are the assistant's turn `index`, its end token included."""
-    prompt = template.render(messages[:index], add_generation_prompt=True)
+    messages, tools = chat
+    prompt = template.render(messages[:index], tools, add_generation_prompt=True)
     if not text.startswith(prompt):
         raise _unmaskable(
             "writes the prompt of an answer differently from the same turns in a whole conversation"
         )
-    so_far = template.render(messages[: index + 1])
+    so_far = template.render(messages[: index + 1], tools)
     if not text.startswith(so_far):
-        return len(prompt), _end_by_probe(messages, index, text, template)
+        return len(prompt), _end_by_probe(chat, index, text, so_far, template)
     # What follows the end token (a line feed, mostly) is the template's, not the model's.
     turn = so_far[len(prompt) :].rstrip()
     closed = turn.endswith(template.closers)
@@ -115,18 +135,36 @@ def _turn(messages: Sequence[Message], index: int, text: str, template: ChatTemp
 
 
 def _end_by_probe(
-    messages: Sequence[Message], index: int, text: str, template: ChatTemplate
+    chat: Conversation, index: int, text: str, so_far: str, template: ChatTemplate
 ) -> int:
     """Where a turn ends in a template that writes the last turn unlike earlier ones (reasoning
     models drop old thoughts): another content in its place leaves the text after it as it is."""
+    messages, tools = chat
     probed = [*messages]
-    probed[index] = {**messages[index], "content": _PROBE}
-    _, found, rest = template.render(probed).rpartition(_PROBE)
-    content_end = len(text) - len(rest)
-    end = _closed(text, content_end, template)
-    if not found or not text.endswith(rest) or end == content_end:
+    if "tool_calls" in messages[index]:
+        probed[index] = probed_call(messages[index], _PROBE)
+    else:
+        probed[index] = {**messages[index], "content": _PROBE}
+    _, found, rest = template.render(probed, tools).rpartition(_PROBE)
+    if "tool_calls" in messages[index]:
+        # What closes the call stands between its arguments and the token that ends the turn.
+        closer = _closer(so_far, template)
+        _, ended, rest = rest.partition(closer)
+        end = len(text) - len(rest)
+        closed = bool(ended) and text[:end].endswith(closer)
+    else:
+        content_end = len(text) - len(rest)
+        end = _closed(text, content_end, template)
+        closed = end != content_end
+    if not found or not text.endswith(rest) or not closed:
         raise _unmaskable("hides where an answer in the middle of a conversation ends")
     return end
+
+
+def _closer(so_far: str, template: ChatTemplate) -> str:
+    """The token that ends a turn, from a text that ends with one; a probe where there is none."""
+    ending = [token for token in template.closers if so_far.rstrip().endswith(token)]
+    return max(ending, key=len, default=_PROBE)
 
 
 def _closed(text: str, end: int, template: ChatTemplate) -> int:

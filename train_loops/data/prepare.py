@@ -1,33 +1,56 @@
-"""From a job's dataset files to one folder of token rows that every engine reads.
+"""From a job's dataset files to one folder of prepared rows that every engine reads.
 
 `prepare` reads strangers' data, so it belongs in the attempt's own process, never in the service;
 its arguments are plain, so that it can run in a child process too. Memory does not grow with the
-files. Not for batches, order or packing: engines do that. `load` gives the rows back.
+text of the files: by a byte a row for a share held back, and by the rows' lengths for packing.
+Not for batches or order: `batches.py`. `load` and `load_validation` give the rows back.
 """
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from configs.adapter import Objective
 from configs.dataset import DatasetSpec, Split
-from configs.errors import DatasetInvalid
-from train_loops.data.mask import Rendered, tokenize
+from configs.errors import ConfigInvalid, DatasetInvalid, RunError
+from train_loops.data.encoders import TOKEN_COLUMNS, Encoder, encoder
+from train_loops.data.pack import Packing, pack
 from train_loops.data.report import DataReport, SourceReport
-from train_loops.data.sources import Source, inspected, weighted
+from train_loops.data.row_file import RowFile, open_row_file
+from train_loops.data.sources import Draw, Source, drawn, inspected
 from train_loops.data.template import chat_template, load_tokenizer
-from train_loops.data.token_file import TokenFile, open_token_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 REPORT_FILE = "report.json"
-TOKENS_FILE = "tokens.arrow"
+ROW_FILES: dict[Split, str] = {"train": "tokens.arrow", "validation": "validation.arrow"}
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How files become rows."""
+
+    max_sequence_length: int
+    """Tokens of a row, and of a pack, at most."""
+    seed: int
+    objective: Objective = "sft"
+    packing: bool = False
+    validation_share: float = 0.0
+    """Share of the training rows that is held back."""
+
+
+class _Drawn(NamedTuple):
+    rendered: Any
+    times: int
+    split: Split
 
 
 def prepare(
@@ -37,45 +60,74 @@ def prepare(
     max_sequence_length: int,
     seed: int,
     folder: Path,
-    split: Split = "train",
+    objective: Objective = "sft",
+    packing: bool = False,
+    validation_share: float = 0.0,
     trust_remote_code: bool = False,
 ) -> DataReport:
-    """Write the token rows of all `files` of `split` to `folder`: all of it, or nothing.
+    """Write the rows of all `files`, for training and for validation, to `folder`: all or nothing.
 
     A folder that is already there is reused as it is; its name is the caller's key.
 
     Raises:
-        DatasetInvalid: a row cannot be used, or nothing is left to train on.
+        DatasetInvalid: a row cannot be used, or nothing is left to train on or to evaluate on.
         ConfigInvalid: the tokenizer or its chat template does not allow it.
         ModelAccess: the tokenizer cannot be read.
     """
     if (folder / REPORT_FILE).exists():
         return _report(folder)
+    recipe = Recipe(max_sequence_length, seed, objective, packing, validation_share)
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trust_remote_code)
-    sources = [inspected(spec, path) for spec, path in files if spec.split == split]
+    encode = encoder(objective, tokenizer, max_sequence_length)
+    if packing and encode.columns is not TOKEN_COLUMNS:
+        raise ConfigInvalid(
+            f"objective {objective!r} compares whole answers, so its rows cannot be packed",
+            param="tuning_parameters.packing",
+            hint="Leave packing out.",
+        )
+    template = None if objective == "cpt" else chat_template(tokenizer).source
+    sources = inspected(files, objective)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         unfinished = Path(scratch) / "data"
         unfinished.mkdir()
-        report = _write(sources, tokenizer, max_sequence_length, seed, unfinished)
+        tally = _write(sources, encode, recipe, unfinished)
+        packs = _packed(tally, recipe, unfinished) if packing else {}
+        report = _reported(tally, packs, sources, template)
         (unfinished / REPORT_FILE).write_text(report.model_dump_json(indent=2), "utf-8")
         return _published(unfinished, folder)
 
 
-def inspect(files: Sequence[tuple[DatasetSpec, Path]]) -> list[SourceReport]:
+def inspect(
+    files: Sequence[tuple[DatasetSpec, Path]], objective: Objective = "sft"
+) -> list[SourceReport]:
     """Validate all `files`, each row of them, without a tokenizer: for runs that have no model.
 
     Raises:
         DatasetInvalid: a row cannot be used.
     """
-    return [inspected(spec, path).report for spec, path in files]
+    return [source.report for source in inspected(files, objective)]
 
 
 def load(folder: Path) -> tuple["Dataset", DataReport]:
-    """The rows that `prepare` wrote, columns `input_ids` and `labels`, mapped and not read in."""
+    """The training rows that `prepare` wrote, mapped and not read in, and what became of the data.
+
+    Columns: `input_ids`, `labels` (-100: not learnt) and, of packs, `position_ids`; for `dpo`,
+    `orpo`, `reward` the texts `prompt`, `chosen`, `rejected`; for `kto` `prompt`, `completion` and
+    `label` (bool); for `grpo` `prompt` and `reference` ('' without). Texts are rendered whole, the
+    begin token included: tokenise them without special tokens.
+    """
     from datasets import Dataset
 
-    return Dataset.from_file(str(folder / TOKENS_FILE)), _report(folder)
+    return Dataset.from_file(str(folder / ROW_FILES["train"])), _report(folder)
+
+
+def load_validation(folder: Path) -> "Dataset | None":
+    """The rows to evaluate on, with the columns of the training rows; None when there are none."""
+    from datasets import Dataset
+
+    path = folder / ROW_FILES["validation"]
+    return Dataset.from_file(str(path)) if path.exists() else None
 
 
 def _report(folder: Path) -> DataReport:
@@ -94,42 +146,47 @@ def _published(unfinished: Path, folder: Path) -> DataReport:
 
 
 def _write(
-    sources: Sequence[Source],
-    tokenizer: "PreTrainedTokenizerBase",
-    max_sequence_length: int,
-    seed: int,
-    folder: Path,
-) -> DataReport:
-    template = chat_template(tokenizer)
-    with open_token_file(folder / TOKENS_FILE) as file:
-        for batch in _batches(weighted(sources, template, seed)):
-            examples = tokenize([row for row, _ in batch], tokenizer, max_sequence_length)
-            file.append(
-                (example, times) for example, (_, times) in zip(examples, batch, strict=True)
+    sources: Sequence[Source], encode: Encoder, recipe: Recipe, folder: Path
+) -> dict[Split, RowFile]:
+    """Write all rows; the closed files, for their counts."""
+    splits: list[Split] = ["train"]
+    if recipe.validation_share or any(s.spec.split == "validation" for s in sources):
+        splits.append("validation")
+    draws = drawn(sources, recipe.objective, recipe.validation_share, recipe.seed)
+    with ExitStack() as open_files:
+        files: dict[Split, RowFile] = {
+            split: open_files.enter_context(
+                open_row_file(folder / ROW_FILES[split], encode.columns)
             )
-    if not file.trainable_tokens:
-        raise _nothing_to_train(file, max_sequence_length)
-    return DataReport(
-        rows=file.rows,
-        truncated_rows=file.truncated_rows,
-        dropped_rows=file.dropped_rows,
-        tokens=file.tokens,
-        trainable_tokens=file.trainable_tokens,
-        longest_row_tokens=file.longest_row_tokens,
-        chat_template=template.source,
-        sources=[source.report for source in sources],
-    )
+            for split in splits
+        }
+        for batch in _batches(_rendered(draw, encode) for draw in draws):
+            encoded = encode.encode([row.rendered for row in batch])
+            for split, file in files.items():
+                pairs = zip(encoded, batch, strict=True)
+                file.append((item, row.times) for item, row in pairs if row.split == split)
+    for split, file in files.items():
+        if not file.rows:
+            raise _nothing_left(file, split, recipe)
+    return files
 
 
-def _batches(
-    weighted: Iterable[tuple[Rendered, int]],
-) -> Iterator[list[tuple[Rendered, int]]]:
+def _rendered(draw: Draw, encode: Encoder) -> _Drawn:
+    try:
+        return _Drawn(encode.render(draw.sample.content), draw.times, draw.split)
+    except RunError as error:
+        raise type(error)(
+            f"{draw.sample.place}: {error.message}", error.param, error.hint
+        ) from error
+
+
+def _batches(rows: Iterable[_Drawn]) -> Iterator[list[_Drawn]]:
     """Groups for the tokenizer, bounded in rows and in text."""
-    batch: list[tuple[Rendered, int]] = []
+    batch: list[_Drawn] = []
     characters = 0
-    for row in weighted:
+    for row in rows:
         batch.append(row)
-        characters += len(row[0].text)
+        characters += sum(len(part) for part in row.rendered if isinstance(part, str))
         if len(batch) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -137,10 +194,49 @@ def _batches(
         yield batch
 
 
-def _nothing_to_train(file: TokenFile, max_sequence_length: int) -> DatasetInvalid:
+def _packed(tally: dict[Split, RowFile], recipe: Recipe, folder: Path) -> dict[Split, Packing]:
+    """Put packs in the place of the rows."""
+    packs: dict[Split, Packing] = {}
+    for split in tally:
+        path = folder / ROW_FILES[split]
+        unpacked = path.rename(folder / f"{split}-rows.arrow")
+        packs[split] = pack(unpacked, path, recipe.max_sequence_length, recipe.seed)
+        unpacked.unlink()
+    return packs
+
+
+def _reported(
+    tally: dict[Split, RowFile],
+    packs: dict[Split, Packing],
+    sources: Sequence[Source],
+    template: Any,
+) -> DataReport:
+    train, validation = tally["train"], tally.get("validation")
+    train_packs, validation_packs = packs.get("train"), packs.get("validation")
+    return DataReport(
+        rows=train.rows,
+        truncated_rows=train.truncated_rows,
+        dropped_rows=train.dropped_rows,
+        split_rows=train.split_rows,
+        pieces=train.pieces,
+        tokens=train.tokens,
+        trainable_tokens=train.trainable_tokens,
+        longest_row_tokens=train.longest_row_tokens,
+        packs=train_packs.packs if train_packs else None,
+        pack_fill_percent=train_packs.fill_percent if train_packs else None,
+        validation_rows=validation.rows if validation else 0,
+        validation_dropped_rows=validation.dropped_rows if validation else 0,
+        validation_packs=validation_packs.packs if validation_packs else None,
+        chat_template=template,
+        sources=[source.report for source in sources],
+    )
+
+
+def _nothing_left(file: RowFile, split: Split, recipe: Recipe) -> DatasetInvalid:
+    purpose = "train" if split == "train" else "evaluate"
     return DatasetInvalid(
-        f"nothing to train on: none of the {file.dropped_rows} rows has a token of the assistant "
-        f"within max_sequence_length {max_sequence_length} (the longest row has "
+        f"nothing to {purpose} on: none of the {file.dropped_rows} rows has a token of the "
+        f"assistant within max_sequence_length {recipe.max_sequence_length} (the longest row has "
         f"{file.longest_row_tokens} tokens)",
         param="tuning_parameters.max_sequence_length",
         hint="Raise max_sequence_length, or shorten the text before the first answer.",

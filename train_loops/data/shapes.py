@@ -1,42 +1,76 @@
-"""The row shapes that a dataset may have, and their one canonical form: a chat.
+"""The row shapes that a dataset may have, and which one a file has.
 
-Called by `prepare.py` with the rows of one file. The shape is found over the whole file and never
-guessed: a row of another shape, or of two, is an error that names the lines. Not for templates or
-tokens (`template.py`, `mask.py`).
+Called by `sources.py` with the rows of one file. The shape is found over the whole file and never
+guessed: a row of another shape, or of two, is an error that names the lines. A shape belongs to
+objectives; rows of another objective's shape are refused with the name of that objective.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from configs.adapter import Objective
 from configs.errors import DatasetInvalid
-from train_loops.data.chats import SHAPES, Message, Shape
+from train_loops.data import chats, preferences, texts
+from train_loops.data.chats import Conversation
+from train_loops.data.preferences import Judged, Pair, Question
 from train_loops.data.row import Row, names
+from train_loops.data.shape import Shape
+from train_loops.data.texts import Text
+
+Content = Conversation | Text | Pair | Judged | Question
+SHAPES: tuple[Shape, ...] = (*chats.SHAPES, *texts.SHAPES, *preferences.SHAPES)
 
 
-class Chat(NamedTuple):
+class Sample(NamedTuple):
     """A row in canonical form. `place` is how messages name the row, `shape` what it was."""
 
-    messages: list[Message]
+    content: Content
     place: str
     shape: str
 
 
-def chats(rows: Iterable[Row], column_mapping: Mapping[Any, str]) -> Iterator[Chat]:
-    """Each row as a chat, for objective `sft`.
+class _Asked(NamedTuple):
+    """What the request says of the file."""
+
+    objective: Objective
+    mapping: Mapping[Any, str]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [shape for shape in SHAPES if self.objective in shape.objectives]
+
+    @property
+    def accepted(self) -> str:
+        return "; ".join(_described(shape) for shape in self.shapes)
+
+
+def _described(shape: Shape) -> str:
+    """Name and columns of a shape, once each."""
+    columns = " + ".join(shape.required)
+    named = columns if shape.name == columns else f"{shape.name}: {columns}"
+    return named + (f" (and {', '.join(shape.optional)})" if shape.optional else "")
+
+
+def samples(
+    rows: Iterable[Row], column_mapping: Mapping[Any, str], objective: Objective
+) -> Iterator[Sample]:
+    """Each row in the canonical form of its shape, for `objective`.
 
     Raises:
-        DatasetInvalid: a row has no shape, two shapes, another shape than the rows before it, or
-            content that its shape does not allow.
+        DatasetInvalid: a row has no shape, two shapes, another shape than the rows before it,
+            a shape of another objective, or content that its shape does not allow.
     """
-    first: tuple[Shape, Row] | None = None
+    asked = _Asked(objective, column_mapping)
+    first: tuple[str, Row] | None = None
     for row in rows:
         values = _mapped(row, column_mapping)
-        shape = _shape(values, row, column_mapping, first)
+        shape = _shape(values, row, asked, first)
+        name = shape.name_of(values)
         if first is None:
-            first = (shape, row)
-        elif shape is not first[0]:
-            raise _mixed(row, shape, first)
-        yield Chat(shape.convert(values, row.place), row.place, shape.name)
+            first = (name, row)
+        elif name != first[0]:
+            raise _mixed(row, name, first)
+        yield Sample(shape.convert(values, row.place), row.place, name)
 
 
 def _mapped(row: Row, mapping: Mapping[str, str]) -> dict[str, Any]:
@@ -54,21 +88,26 @@ def _mapped(row: Row, mapping: Mapping[str, str]) -> dict[str, Any]:
     return kept | {field: row.values[column] for field, column in mapping.items()}
 
 
-def _shape(
-    values: dict[str, Any], row: Row, mapping: Mapping[str, str], first: tuple[Shape, Row] | None
-) -> Shape:
+def _shape(values: dict[str, Any], row: Row, asked: _Asked, first: tuple[str, Row] | None) -> Shape:
     """The one shape of the row. A mapped field says which shape is meant; null counts as absent."""
     present = {name for name, value in values.items() if value is not None}
-    fitting = [
-        shape
-        for shape in SHAPES
-        if present.issuperset(shape.required) and shape.fields.issuperset(mapping)
-    ]
+    fitting = _fitting(asked.shapes, present, asked.mapping)
     if len(fitting) > 1:
         raise _ambiguous(row, fitting)
-    if not fitting:
-        raise _shapeless(row, present, mapping, first)
-    return fitting[0]
+    if fitting:
+        return fitting[0]
+    others = _fitting(SHAPES, present, asked.mapping)
+    if others and first is None:
+        raise _other_objective(row, max(others, key=lambda shape: len(shape.required)), asked)
+    raise _shapeless(row, asked, first)
+
+
+def _fitting(shapes: Iterable[Shape], present: set[str], mapping: Mapping[str, str]) -> list[Shape]:
+    return [
+        shape
+        for shape in shapes
+        if present.issuperset(shape.required) and shape.fields.issuperset(mapping)
+    ]
 
 
 def _ambiguous(row: Row, fitting: list[Shape]) -> DatasetInvalid:
@@ -81,43 +120,41 @@ def _ambiguous(row: Row, fitting: list[Shape]) -> DatasetInvalid:
     )
 
 
-def _mixed(row: Row, shape: Shape, first: tuple[Shape, Row]) -> DatasetInvalid:
+def _mixed(row: Row, name: str, first: tuple[str, Row]) -> DatasetInvalid:
     return DatasetInvalid(
-        f"{row.place} has the shape {shape.name!r}, but {first[1].place} has {first[0].name!r}; "
+        f"{row.place} has the shape {name!r}, but {first[1].place} has {first[0]!r}; "
         "every row of a file must have the same shape",
         param="datasets.column_mapping",
         hint="Split the file by shape, or set column_mapping to columns that every row has.",
     )
 
 
-def _shapeless(
-    row: Row, present: set[str], mapping: Mapping[str, str], first: tuple[Shape, Row] | None
-) -> DatasetInvalid:
-    if "text" in present and not mapping.keys() - {"text"}:
+def _other_objective(row: Row, shape: Shape, asked: _Asked) -> DatasetInvalid:
+    wanting = " or ".join(repr(objective) for objective in shape.objectives)
+    return DatasetInvalid(
+        f"{row.place} is a {shape.name!r} row; those belong to objective {wanting}. Objective "
+        f"{asked.objective!r} accepts: {asked.accepted}",
+        param="customization.objective",
+        hint=f"Set objective to {wanting}, or store rows that {asked.objective!r} accepts, or map "
+        "their columns by column_mapping.",
+    )
+
+
+def _shapeless(row: Row, asked: _Asked, first: tuple[str, Row] | None) -> DatasetInvalid:
+    mapping = asked.mapping
+    if mapping and not any(shape.fields.issuperset(mapping) for shape in asked.shapes):
         return DatasetInvalid(
-            f"{row.place} is a 'text' row; those belong to objective 'cpt', which no engine of "
-            f"this build has. Objective 'sft' accepts: {_ACCEPTED}",
-            param="customization.objective",
-            hint="Store the rows as prompts and answers, or map their columns by column_mapping.",
-        )
-    if mapping and not any(shape.fields.issuperset(mapping) for shape in SHAPES):
-        return DatasetInvalid(
-            f"column_mapping names fields of different shapes: {names(mapping)}; "
-            f"accepted: {_ACCEPTED}",
+            f"column_mapping names {names(mapping)}, which are fields of different shapes or of "
+            f"another objective; objective {asked.objective!r} accepts: {asked.accepted}",
             param="datasets.column_mapping",
             hint="Map the fields of one shape only.",
         )
-    before = f", while {first[1].place} has {first[0].name!r}" if first else ""
+    before = f", while {first[1].place} has {first[0]!r}" if first else ""
     found = names(name for name, value in row.values.items() if value is not None)
     return DatasetInvalid(
-        f"{row.place} has no accepted shape{before}; columns found: {found}; accepted: {_ACCEPTED}",
+        f"{row.place} has no accepted shape{before}; columns found: {found}; objective "
+        f"{asked.objective!r} accepts: {asked.accepted}",
         param="datasets.column_mapping",
         hint='Rename the columns, or set column_mapping, such as {"prompt": "question", '
         '"completion": "answer"}.',
     )
-
-
-_ACCEPTED = "; ".join(
-    shape.name + (f" (and {', '.join(shape.optional)})" if shape.optional else "")
-    for shape in SHAPES
-)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from configs.errors import ConfigInvalid, DatasetInvalid, ModelAccess
-from train_loops.data.chats import Message
+from train_loops.data.messages import Message
+from train_loops.data.tools import Tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,11 +84,13 @@ def chat_template(tokenizer: "PreTrainedTokenizerBase") -> "ChatTemplate":
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
     try:
         text = str(tokenizer.get_chat_template())
+        with_tools = str(tokenizer.get_chat_template(tools=[{}]))
     except ValueError as error:
         raise _broken(error) from error
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     return ChatTemplate(
         text=text,
+        text_with_tools=with_tools,
         variables=dict(tokenizer.special_tokens_map),
         closers=tuple(token for token in added - {tokenizer.bos_token} if token.strip()),
     )
@@ -98,6 +101,8 @@ class ChatTemplate:
     """A template as Jinja text, with what it may refer to and the tokens that may close a turn."""
 
     text: str
+    text_with_tools: str
+    """What chats with tools are rendered by: some models have a template of its own for them."""
     variables: dict[str, Any]
     closers: tuple[str, ...]
 
@@ -111,21 +116,35 @@ class ChatTemplate:
         """Whether it says itself what the assistant's part is."""
         return _GENERATION_MARK.search(self.text) is not None
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
         """The chat as text; with `add_generation_prompt`, up to where the assistant goes on."""
-        return self._render(messages, add_generation_prompt=add_generation_prompt)[0]
+        return self._render(messages, tools, add_generation_prompt=add_generation_prompt)[0]
 
-    def render_marked(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def render_marked(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The chat as text, and the characters inside the template's `{% generation %}` marks."""
-        return self._render(messages, return_assistant_tokens_mask=True)
+        return self._render(messages, tools, return_assistant_tokens_mask=True)
 
-    def _render(self, messages: Sequence[Message], **how: bool) -> tuple[str, Any]:
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None, **how: bool
+    ) -> tuple[str, Any]:
         from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             texts, spans = render_jinja_template(
-                conversations=[list(messages)], chat_template=self.text, **how, **self.variables
+                conversations=[list(messages)],
+                tools=list(tools) if tools else None,
+                chat_template=self.text_with_tools if tools else self.text,
+                **how,
+                **self.variables,
             )
         except TemplateSyntaxError as error:
             raise _broken(error) from error
