@@ -19,6 +19,7 @@ from tests.train_loops.small_tokenizers import (
     PROMPT_DIFFERS,
     small_tokenizer,
 )
+from train_loops.data.chats import Conversation
 from train_loops.data.mask import IGNORED, Example, encode
 from train_loops.data.template import DEFAULT_CHAT_TEMPLATE, chat_template
 
@@ -43,7 +44,7 @@ def learnt(example: Example, tokenizer: Any) -> list[str]:
 
 def encoded(messages: list[dict[str, str]], template: str | None) -> list[str]:
     tokenizer = small_tokenizer(template)
-    return learnt(encode(messages, tokenizer, 4096), tokenizer)
+    return learnt(encode(Conversation(messages), tokenizer, 4096), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -76,15 +77,15 @@ def test_an_assistant_may_speak_first(template: str | None) -> None:
 
 @pytest.mark.parametrize("template", [LLAMA_3, CHATML, LLAMA_2, MARKED])
 def test_a_learnt_label_is_the_token_itself(template: str) -> None:
-    example = encode(CHAT, small_tokenizer(template), 4096)
+    example = encode(Conversation(CHAT), small_tokenizer(template), 4096)
     pairs = zip(example.input_ids, example.labels, strict=True)
     assert all(label in (IGNORED, token) for token, label in pairs)
 
 
 def test_marks_and_prefixes_agree() -> None:
     unmarked = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    by_marks = encode(CHAT, small_tokenizer(MARKED), 4096)
-    by_prefixes = encode(CHAT, small_tokenizer(unmarked), 4096)
+    by_marks = encode(Conversation(CHAT), small_tokenizer(MARKED), 4096)
+    by_prefixes = encode(Conversation(CHAT), small_tokenizer(unmarked), 4096)
     assert by_marks == by_prefixes
 
 
@@ -99,7 +100,7 @@ def test_marks_that_leave_the_end_out_get_one_token_more_for_each_turn() -> None
 
 
 def _mask(template: str) -> list[int]:
-    example = encode([USER, SHORT, AGAIN, SHORT], small_tokenizer(template), 4096)
+    example = encode(Conversation([USER, SHORT, AGAIN, SHORT]), small_tokenizer(template), 4096)
     return [int(label != IGNORED) for label in example.labels]
 
 
@@ -113,30 +114,30 @@ def _mask_of_transformers(template: str) -> list[int]:
 @pytest.mark.parametrize("template", [LLAMA_3, None])
 def test_bos_comes_once(template: str | None) -> None:
     tokenizer = small_tokenizer(template)
-    ids = encode(CHAT, tokenizer, 4096).input_ids
+    ids = encode(Conversation(CHAT), tokenizer, 4096).input_ids
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_bos_is_not_added_where_the_template_has_none() -> None:
     tokenizer = small_tokenizer(CHATML)
-    assert tokenizer.bos_token_id not in encode(CHAT, tokenizer, 4096).input_ids
+    assert tokenizer.bos_token_id not in encode(Conversation(CHAT), tokenizer, 4096).input_ids
 
 
 def test_the_ids_are_those_of_apply_chat_template() -> None:
     tokenizer = small_tokenizer(LLAMA_3)
     expected = tokenizer.apply_chat_template(CHAT, return_dict=True)["input_ids"]
-    assert encode(CHAT, tokenizer, 4096).input_ids == list(expected)
+    assert encode(Conversation(CHAT), tokenizer, 4096).input_ids == list(expected)
 
 
 def test_the_first_token_of_a_row_is_never_counted() -> None:
     template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-    assert encode([SHORT], small_tokenizer(template), 4096).labels[0] == IGNORED
+    assert encode(Conversation([SHORT]), small_tokenizer(template), 4096).labels[0] == IGNORED
 
 
 def test_a_long_chat_is_cut_at_its_end_and_says_so() -> None:
     tokenizer = small_tokenizer(CHATML)
-    whole, cut = encode(CHAT, tokenizer, 4096), encode(CHAT, tokenizer, 20)
+    whole, cut = (encode(Conversation(CHAT), tokenizer, longest) for longest in (4096, 20))
     assert (whole.truncated, cut.truncated) == (False, True)
     assert cut.input_ids == whole.input_ids[:20]
     assert cut.labels == whole.labels[:20]
@@ -157,27 +158,27 @@ def test_the_default_template_is_plain_text() -> None:
 
 def test_the_default_template_needs_an_end_token() -> None:
     with pytest.raises(ConfigInvalid, match="neither a chat template nor an end token"):
-        encode(CHAT, small_tokenizer(None, eos_token=None), 4096)
+        encode(Conversation(CHAT), small_tokenizer(None, eos_token=None), 4096)
 
 
 @pytest.mark.parametrize("template", [PROMPT_DIFFERS, LENGTH_FIRST])
 def test_a_template_that_hides_the_answer_is_refused(template: str) -> None:
     with pytest.raises(ConfigInvalid, match="prompt of an answer differently") as caught:
-        encode(CHAT, small_tokenizer(template), 4096)
+        encode(Conversation(CHAT), small_tokenizer(template), 4096)
     assert "{% generation %}" in str(caught.value.hint)
 
 
 def test_what_a_template_raises_is_told() -> None:
     with pytest.raises(DatasetInvalid, match="Only user and assistant roles are supported"):
-        encode([SYSTEM, *CHAT], small_tokenizer(LLAMA_2), 4096)
+        encode(Conversation([SYSTEM, *CHAT]), small_tokenizer(LLAMA_2), 4096)
 
 
 def test_a_broken_template_is_told() -> None:
     with pytest.raises(ConfigInvalid, match="chat template cannot be used"):
-        encode(CHAT, small_tokenizer("{% for m in messages %}"), 4096)
+        encode(Conversation(CHAT), small_tokenizer("{% for m in messages %}"), 4096)
 
 
 def test_a_template_cannot_reach_python() -> None:
     attack = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(DatasetInvalid, match="refuses"):
-        encode(CHAT, small_tokenizer(attack), 4096)
+        encode(Conversation(CHAT), small_tokenizer(attack), 4096)

@@ -11,9 +11,17 @@ import pytest
 
 from configs.dataset import DatasetSpec
 from configs.errors import ConfigInvalid, DatasetInvalid, ModelAccess
-from tests.train_loops.small_tokenizers import CHATML, LENGTH_FIRST, LLAMA_2, small_tokenizer
+from tests.train_loops.prepared_rows import (
+    dataset,
+    exchanges,
+    learnt_texts,
+    prepared_rows,
+    saved_tokenizer,
+)
+from tests.train_loops.small_tokenizers import CHATML, LENGTH_FIRST, LLAMA_2
 from train_loops.data.mask import IGNORED
 from train_loops.data.prepare import inspect, load, prepare
+from train_loops.data.report import counts
 from train_loops.data.template import load_tokenizer
 from train_loops.data.weight import copies
 
@@ -29,39 +37,13 @@ def tokenizer_folder(tmp_path: Path) -> Path:
     return saved_tokenizer(tmp_path, CHATML)
 
 
-def saved_tokenizer(folder: Path, template: str | None) -> Path:
-    small_tokenizer(template).save_pretrained(folder / "tokenizer")
-    return folder / "tokenizer"
-
-
-def dataset(folder: Path, name: str, rows: list[Any], **spec: Any) -> tuple[DatasetSpec, Path]:
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return DatasetSpec(source=f"file:///data/{name}", **spec), path
-
-
-def exchanges(count: int, answer: str = "Answer {}.") -> list[dict[str, str]]:
-    return [{"prompt": f"Question {n}?", "completion": answer.format(n)} for n in range(count)]
-
-
 def prepared(
     files: list[tuple[DatasetSpec, Path]], folder: Path, max_sequence_length: int = 512, **how: Any
 ) -> tuple[list[str], Any]:
     """The learnt text of each row, and the report."""
-    prepare(
-        files,
-        folder / "tokenizer",
-        max_sequence_length=max_sequence_length,
-        seed=how.pop("seed", 7),
-        folder=folder / "out",
-        **how,
-    )
-    rows, report = load(folder / "out")
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    texts = [
-        tokenizer.decode([label for label in row["labels"] if label != IGNORED]) for row in rows
-    ]
-    return texts, report
+    how["max_sequence_length"] = max_sequence_length
+    rows, _, report = prepared_rows(files, folder, **how)
+    return learnt_texts(rows, folder), report
 
 
 def test_every_row_is_written_in_order(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -150,14 +132,6 @@ def test_files_can_be_inspected_without_a_tokenizer(tmp_path: Path) -> None:
         inspect([good, bad])
 
 
-def test_validation_files_are_left_out(tmp_path: Path, tokenizer_folder: Path) -> None:
-    files = [
-        dataset(tmp_path, "a.jsonl", exchanges(3)),
-        dataset(tmp_path, "b.jsonl", exchanges(5), split="validation"),
-    ]
-    assert prepared(files, tmp_path)[1].rows == 3
-
-
 def test_long_rows_are_cut_and_counted(tmp_path: Path, tokenizer_folder: Path) -> None:
     rows = [*exchanges(2), *exchanges(1, answer="long " * 100)]
     _, report = prepared([dataset(tmp_path, "a.jsonl", rows)], tmp_path, max_sequence_length=64)
@@ -214,6 +188,24 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(ModelAccess, match="tokenizer cannot be read"):
         prepared([dataset(tmp_path, "a.jsonl", exchanges(1))], tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "grpo"])
+def test_whole_answers_are_not_packed(
+    objective: Any, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match="cannot be packed"):
+        prepared([], tmp_path, objective=objective, packing=True)
+
+
+def test_the_counts_of_a_job_are_those_of_the_report(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    files = [dataset(tmp_path, "a.jsonl", exchanges(8))]
+    report = prepared(files, tmp_path, packing=True, validation_share=0.25)[1]
+    shown = counts(report).model_dump()
+    assert shown == {name: getattr(report, name) for name in shown}
+    assert (shown["rows"], shown["validation_rows"]) == (6, 2)
 
 
 def test_a_finished_folder_is_reused(tmp_path: Path, tokenizer_folder: Path) -> None:

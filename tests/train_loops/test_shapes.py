@@ -1,14 +1,18 @@
 """Which rows are accepted, what they become, and what is said about the others."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.adapter import Objective
+from configs.dataset import DatasetField
 from configs.errors import DatasetInvalid
+from train_loops.data.chats import Conversation
 from train_loops.data.row import Row
-from train_loops.data.shapes import chats
+from train_loops.data.shapes import samples
+from train_loops.data.texts import Text
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
@@ -17,15 +21,19 @@ PROMPT = {"prompt": "Why?", "completion": "Because."}
 
 
 def converted(
-    *values: dict[str, Any], mapping: dict[str, str] | None = None
-) -> list[list[dict[str, str]]]:
+    *values: dict[str, Any], mapping: dict[str, str] | None = None, objective: Objective = "sft"
+) -> list[Any]:
+    """The chats of the rows, or, for another objective, what they become."""
     rows = [Row(line, row, f"f, line {line}") for line, row in enumerate(values, start=1)]
-    return [chat.messages for chat in chats(rows, mapping or {})]
+    found = [sample.content for sample in samples(rows, mapping or {}, objective)]
+    return [content.messages if isinstance(content, Conversation) else content for content in found]
 
 
-def refusal(*values: dict[str, Any], mapping: dict[str, str] | None = None) -> DatasetInvalid:
+def refusal(
+    *values: dict[str, Any], mapping: dict[str, str] | None = None, objective: Objective = "sft"
+) -> DatasetInvalid:
     with pytest.raises(DatasetInvalid) as caught:
-        converted(*values, mapping=mapping)
+        converted(*values, mapping=mapping, objective=objective)
     return caught.value
 
 
@@ -103,7 +111,7 @@ def test_a_mapped_column_that_a_row_lacks_is_named_with_the_columns_found() -> N
 
 def test_a_mapping_of_two_shapes_is_refused() -> None:
     error = refusal({"a": "x", "b": "y"}, mapping={"prompt": "a", "output": "b"})
-    assert "fields of different shapes: 'prompt', 'output'" in error.message
+    assert "names 'prompt', 'output', which are fields of different shapes" in error.message
 
 
 def test_a_row_of_two_shapes_is_refused_and_asks() -> None:
@@ -126,7 +134,7 @@ def test_rows_of_different_shapes_are_refused_with_both_lines() -> None:
 def test_a_row_of_no_shape_lists_its_columns_and_what_is_accepted() -> None:
     error = refusal({"question": "Why?", "answer": "Because."})
     assert "columns found: 'question', 'answer'" in error.message
-    assert "accepted: messages; prompt + completion;" in error.message
+    assert "'sft' accepts: messages (and tools); prompt + completion;" in error.message
 
 
 def test_a_later_row_of_no_shape_is_compared_with_the_first() -> None:
@@ -137,7 +145,7 @@ def test_a_later_row_of_no_shape_is_compared_with_the_first() -> None:
 @pytest.mark.parametrize("mapping", [{}, {"text": "body"}])
 def test_text_rows_belong_to_another_objective(mapping: dict[str, str]) -> None:
     error = refusal({"text": "Once", "body": "upon"}, mapping=mapping)
-    assert "objective 'cpt', which no engine of this build has" in error.message
+    assert "f, line 1 is a 'text' row; those belong to objective 'cpt'" in error.message
 
 
 def test_text_beside_a_chat_shape_is_a_further_column() -> None:
@@ -153,8 +161,10 @@ def test_text_beside_a_chat_shape_is_a_further_column() -> None:
         ([{"role": "user"}], "messages[0]: has 'role'"),
         ([{"role": "user", "content": "x", "weight": 0}], "has 'role', 'content', 'weight'"),
         ([{"from": "human", "value": "x"}], "belong in a column named 'conversations'"),
-        ([USER, {"role": "tool", "content": "4"}], "no engine trains on tool turns yet"),
-        ([USER, {**ANSWER, "tool_calls": [{}]}], "no engine trains on tool calls yet"),
+        ([USER, {"role": "tool", "content": "4"}], "a turn of the tool without a call before it"),
+        ([USER, {**ANSWER, "tool_calls": [{}]}], "tool_calls[0]: found no function with a name"),
+        ([USER, {**USER, "tool_calls": [{}]}], "messages[1]: has 'role', 'content', 'tool_calls'"),
+        ([USER, {**ANSWER, "function_call": {}}], "write 'function_call' as 'tool_calls'"),
         ([USER, {"role": "developer", "content": "x"}], "messages[1]: the role is 'developer'"),
         ([USER, {"role": ["x"], "content": "x"}], "messages[1]: the role is"),
         ([USER, {**ANSWER, "content": ["x"]}], "messages[1]: found an array"),
@@ -189,7 +199,8 @@ def test_conversations_that_cannot_be_used_say_why(turns: Any, found: str) -> No
         ({**PROMPT, "prompt": 7}, "'prompt': found a number"),
         ({**PROMPT, "prompt": [USER]}, "'prompt': found an array"),
         ({"instruction": "x", "input": 3, "output": "y"}, "'input': found a number"),
-        ({"messages": EXCHANGE, "tools": [{"name": "f"}]}, "has 'tools'"),
+        ({"messages": EXCHANGE, "tools": [{"f": 1}]}, "tools[0]: found no function with a name"),
+        ({"messages": EXCHANGE, "tools": "f(x)"}, "'tools': not JSON"),
     ],
 )
 def test_fields_that_cannot_be_used_say_why(row: dict[str, Any], found: str) -> None:
@@ -201,18 +212,69 @@ def test_a_strangers_names_are_shortened() -> None:
     assert len(error.message) < 2500
 
 
+EACH: dict[str, dict[str, Any]] = {
+    "sft": PROMPT,
+    "cpt": {"text": "Once upon a time."},
+    "dpo": {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+    "kto": {**PROMPT, "label": True},
+    "grpo": {"prompt": "Why?"},
+}
+
+
+@pytest.mark.parametrize("objective", EACH)
+def test_each_objective_has_its_rows(objective: Any) -> None:
+    assert len(converted(EACH[objective], objective=objective)) == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "wanted"),
+    [
+        ("sft", "cpt", "'cpt'"),
+        ("sft", "dpo", "'dpo' or 'orpo' or 'reward'"),
+        ("sft", "grpo", "'grpo'"),
+        ("cpt", "sft", "'sft'"),
+        ("cpt", "kto", "'kto'"),
+        ("dpo", "sft", "'sft'"),
+        ("kto", "dpo", "'dpo' or 'orpo' or 'reward'"),
+        ("grpo", "cpt", "'cpt'"),
+    ],
+)
+def test_rows_of_another_objective_name_it(objective: Any, row: str, wanted: str) -> None:
+    error = refusal(EACH[row], objective=objective)
+    assert f"those belong to objective {wanted}." in error.message
+    assert error.param == "customization.objective"
+
+
+def test_a_later_row_of_another_objective_is_compared_with_the_first() -> None:
+    error = refusal(EACH["cpt"], PROMPT, objective="cpt")
+    assert "f, line 2 has no accepted shape, while f, line 1 has 'text'" in error.message
+
+
+def test_a_field_of_another_objective_cannot_be_mapped() -> None:
+    error = refusal({"a": "x"}, mapping={"chosen": "a"}, objective="cpt")
+    assert "objective 'cpt' accepts: text" in error.message
+
+
+def test_text_columns_may_be_mapped() -> None:
+    assert converted({"body": "x"}, mapping={"text": "body"}, objective="cpt") == [Text("x")]
+
+
 WORDS = st.sampled_from(["", " ", "user", "assistant", "gpt", "Why?", "\ud83d"])
 PLAIN_VALUES = st.none() | st.booleans() | st.integers() | WORDS
 TURNS = st.dictionaries(
-    st.sampled_from(["role", "content", "from", "value"]), PLAIN_VALUES | st.lists(PLAIN_VALUES)
+    st.sampled_from(["role", "content", "from", "value", "tool_calls"]),
+    PLAIN_VALUES | st.lists(PLAIN_VALUES),
 )
 JSON_VALUES = PLAIN_VALUES | TURNS | st.lists(TURNS | PLAIN_VALUES, max_size=3)
-FIELDS = ["messages", "conversations", "prompt", "completion", "instruction", "input", "output"]
+FIELDS = get_args(DatasetField)
 
 
-@given(row=st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES))
-def test_any_row_is_a_chat_or_a_dataset_error(row: dict[str, Any]) -> None:
+@given(
+    row=st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES),
+    objective=st.sampled_from(get_args(Objective)),
+)
+def test_any_row_is_converted_or_a_dataset_error(row: dict[str, Any], objective: Any) -> None:
     try:
-        assert converted(row)
+        assert converted(row, objective=objective)
     except DatasetInvalid as error:
         assert error.message.startswith("f, line 1")

@@ -139,24 +139,18 @@ def _end_by_probe(
 ) -> int:
     """Where a turn ends in a template that writes the last turn unlike earlier ones (reasoning
     models drop old thoughts): another content in its place leaves the text after it as it is."""
-    messages, tools = chat
-    probed = [*messages]
-    if "tool_calls" in messages[index]:
-        probed[index] = probed_call(messages[index], _PROBE)
-    else:
-        probed[index] = {**messages[index], "content": _PROBE}
-    _, found, rest = template.render(probed, tools).rpartition(_PROBE)
-    if "tool_calls" in messages[index]:
-        # What closes the call stands between its arguments and the token that ends the turn.
+    probed, turn = [*chat.messages], chat.messages[index]
+    calls = "tool_calls" in turn
+    probed[index] = probed_call(turn, _PROBE) if calls else {**turn, "content": _PROBE}
+    _, found, rest = template.render(probed, chat.tools).rpartition(_PROBE)
+    if calls:
+        # The call's own closing stands between its arguments and the token that ends the turn.
         closer = _closer(so_far, template)
-        _, ended, rest = rest.partition(closer)
-        end = len(text) - len(rest)
-        closed = bool(ended) and text[:end].endswith(closer)
+        rest = rest[rest.find(closer) :] if closer in rest else ""
+        end = len(text) - len(rest) + len(closer)
     else:
-        content_end = len(text) - len(rest)
-        end = _closed(text, content_end, template)
-        closed = end != content_end
-    if not found or not text.endswith(rest) or not closed:
+        end = _closed(text, len(text) - len(rest), template)
+    if not found or not rest or not text.endswith(rest) or end == len(text) - len(rest):
         raise _unmaskable("hides where an answer in the middle of a conversation ends")
     return end
 

@@ -108,8 +108,8 @@ def drawn(
         if source.spec.split == "validation":
             yield from (Draw(sample, 1, "validation") for sample in loop)
             continue
-        held = [next(hold) for _ in range(source.report.rows)]
-        kept = held.count(False)
+        held = bytes(next(hold) for _ in range(source.report.rows))
+        kept = held.count(0)
         times = copies(kept, source.spec.weight, f"{seed}/{index}")
         for sample, is_held in zip(loop, held, strict=True):
             if is_held:
