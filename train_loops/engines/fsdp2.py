@@ -96,7 +96,7 @@ def join_group(plan: Plan, rank: int, world_size: int) -> Group:
 def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
     from transformers import set_seed
 
-    from train_loops.data.prepare import load, load_validation
+    from train_loops.data.prepare import load
 
     set_seed(plan.tuning.seed)
     model, tokenizer = causal_lm.load_base(plan, inputs.model_folder)
@@ -109,8 +109,7 @@ def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
     # So that ranks drop other inputs of their adapters, and rank 0 those of a run alone.
     set_seed(plan.tuning.seed + group.rank)
     rows, _ = load(inputs.data_folder)
-    validation = load_validation(inputs.data_folder)
-    return Fsdp2Loop(plan, group, model, tokenizer, rows, validation, initial)
+    return Fsdp2Loop(plan, group, model, tokenizer, rows, inputs.data_folder, initial)
 
 
 def shard(model: Any, plan: Plan, group: Group) -> None:
@@ -153,7 +152,7 @@ class Fsdp2Loop:
         model: Any,
         tokenizer: Any,
         rows: "Dataset",
-        validation: "Dataset | None",
+        data_folder: Path,
         initial: "dict[str, torch.Tensor] | None",
     ) -> None:
         from train_loops.data.batches import StepBatches
@@ -162,7 +161,7 @@ class Fsdp2Loop:
         self._group = group
         self._model = model
         self._tokenizer = tokenizer
-        self._validation = validation
+        self._data_folder = data_folder
         self._initial = initial
         self._batches = StepBatches(
             rows,
@@ -196,11 +195,14 @@ class Fsdp2Loop:
     def evaluate(self) -> float:
         from torch import no_grad
 
-        assert self._validation is not None
+        from train_loops.data.prepare import load_validation
+
+        rows = load_validation(self._data_folder)
+        assert rows is not None
         self._model.eval()
         nll, trainable = 0.0, 0
         with no_grad():
-            for batch in _share(self._validation, self._plan.micro_batch_size, self._group):
+            for batch in _share(rows, self._plan.micro_batch_size, self._group):
                 nll += float(token_nll(self._model, batch))
                 trainable += trainable_in(batch)
         self._model.train()

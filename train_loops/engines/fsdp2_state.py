@@ -12,17 +12,24 @@ elsewhere.
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigInvalid
+from configs.errors import ConfigInvalid, StorageFailed
 
 
 def save(folder: Path, model: Any, optimizer: Any, scheduler: Any, step: int) -> None:
-    """Write this rank's part into `folder`. Every rank calls it at the same step."""
+    """Write this rank's part into `folder`. Every rank calls it at the same step.
+
+    Raises:
+        StorageFailed: a rank could not write.
+    """
     import torch.distributed.checkpoint as dcp
 
     folder.mkdir(parents=True, exist_ok=True)
     state = _weights_and_optimizer(model, optimizer)
     state |= {"step": step, "scheduler": scheduler.state_dict(), **_random_state()}
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder))
+    try:
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder))
+    except dcp.CheckpointException as error:  # A BaseException, which nobody expects.
+        raise StorageFailed(f"a checkpoint was not written: {_first_cause(error)}") from error
 
 
 def load(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> int:

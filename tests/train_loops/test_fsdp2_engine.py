@@ -1,0 +1,443 @@
+"""Real trainings on PyTorch's own tools: against the trl engine, on two ranks, over checkpoints."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from configs.errors import ConfigInvalid
+from configs.job import Order
+from configs.settings import Settings
+from tests.train_loops import two_ranks
+from tests.train_loops.plans import OrderingReporter
+from tests.train_loops.plans import plan as resolved
+from train_loops.data.batches import Batch, collate
+from train_loops.data.prepare import load, load_validation
+from train_loops.engines.base import Inputs, TrainLoop, find_engine
+from train_loops.engines.fsdp2 import token_nll, trainable_in
+from train_loops.inputs import fetch, job_folder
+from train_loops.plan import Plan
+from train_loops.run import run
+
+ADAPTERS = ["lora", "dora", "rslora", "pissa"]
+METHODS = [*ADAPTERS, "full"]
+TUNING = {"batch_size": 4, "micro_batch_size": 2, "max_steps": 4, "learning_rate": 1e-2}
+DROPOUT = {"customization": {"lora": {"rank": 4, "dropout": 0.2}}}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One machine: its folders, and runs on it."""
+
+    file_root: Path
+    model_root: Path
+    home: Path
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            _env_file=None, home=self.home, file_root=self.file_root, model_root=self.model_root
+        )
+
+    def plan(
+        self, job_id: str, method: str = "lora", engine: str = "fsdp2", **changes: Any
+    ) -> Plan:
+        custom = {"method": method, **changes.pop("customization", {})}
+        return resolved(
+            f"file://{self.file_root}",
+            job_id=job_id,
+            engine=engine,
+            customization=custom,
+            tuning_parameters={**TUNING, **changes.pop("tuning", {})},
+            **changes,
+        )
+
+    def run(self, plan: Plan, reporter: OrderingReporter | None = None) -> Order:
+        return run(plan, self.settings, reporter or OrderingReporter())
+
+    def losses(self, plan: Plan) -> list[float]:
+        return [line["train_loss"] for line in self.metrics(plan) if "train_loss" in line]
+
+    def metrics(self, plan: Plan) -> list[dict[str, Any]]:
+        lines = (_path(plan.log_uri) / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def trained(self, plan: Plan) -> list[float]:
+        """Losses of a whole run."""
+        assert self.run(plan).stop is None
+        return self.losses(plan)
+
+    def inputs(self, plan: Plan) -> Inputs:
+        return fetch(plan, self.settings, None, worker="rank-0")
+
+    def loop(self, plan: Plan) -> TrainLoop:
+        """A loop of one rank, in this process."""
+        return find_engine("fsdp2").build(plan, self.inputs(plan), rank=0, world_size=1)
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
+
+
+def results(plan: Plan) -> Path:
+    return _path(plan.results_uri)
+
+
+@pytest.fixture(scope="module")
+def bench(file_root: Path, model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def trained(bench: Bench) -> dict[str, Plan]:
+    """One finished run of each method."""
+    plans = {method: bench.plan(f"all-{method}", method) for method in METHODS}
+    for plan in plans.values():
+        assert bench.run(plan).stop is None
+    return plans
+
+
+def base_model(bench: Bench) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(bench.model_root / "tiny-llama")
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model.eval()(input_ids=torch.arange(5, 25)[None]).logits
+    return out
+
+
+def loss_of(model: Any, batch: Batch) -> float:
+    """Nats per trainable token."""
+    with torch.no_grad():
+        return float(token_nll(model.eval(), batch)) / trainable_in(batch)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_with_a_falling_loss(
+    method: str, trained: dict[str, Plan], bench: Bench
+) -> None:
+    losses = bench.losses(trained[method])
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "rslora", "full"])
+def test_every_loss_is_that_of_the_trl_engine(
+    method: str, trained: dict[str, Plan], bench: Bench
+) -> None:
+    theirs = bench.trained(bench.plan(f"trl-{method}", method, engine="trl"))
+    assert bench.losses(trained[method]) == pytest.approx(theirs, abs=1e-3)
+
+
+def test_schedule_decay_and_precision_are_those_of_the_trl_engine(bench: Bench) -> None:
+    how: dict[str, Any] = {
+        "customization": {"precision": "bf16"},
+        "tuning": {"weight_decay": 0.2, "warmup_ratio": 0.3, "lr_scheduler": "cosine"},
+    }
+    plans = [bench.plan(f"{name}-schedule", engine=name, **how) for name in ("fsdp2", "trl")]
+    for plan in plans:
+        bench.run(plan)
+    ours, theirs = (bench.metrics(plan) for plan in plans)
+    for name in ("train_loss", "learning_rate", "grad_norm"):
+        expected = [line[name] for line in theirs]
+        assert [line[name] for line in ours] == pytest.approx(expected, abs=1e-3), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_accumulation_does_not_change_the_loss(method: str, bench: Bench) -> None:
+    whole = bench.plan(f"whole-{method}", method, tuning={"micro_batch_size": 4})
+    parts = bench.plan(f"parts-{method}", method, tuning={"micro_batch_size": 1})
+    assert bench.trained(parts) == pytest.approx(bench.trained(whole), abs=1e-4)
+
+
+def test_gradient_checkpointing_does_not_change_the_loss(
+    trained: dict[str, Plan], bench: Bench
+) -> None:
+    frugal = bench.plan("frugal", customization={"gradient_checkpointing": True})
+    assert bench.trained(frugal) == pytest.approx(bench.losses(trained["lora"]), abs=1e-5)
+
+
+def test_a_run_ends_with_its_epochs_when_they_come_first(bench: Bench) -> None:
+    plan = bench.plan("short", tuning={"max_steps": 100, "batch_size": 12})
+    assert len(bench.trained(plan)) == 2
+
+
+def test_an_unknown_target_module_is_a_wrong_setting_and_leaves_no_group(bench: Bench) -> None:
+    plan = bench.plan("unknown", customization={"lora": {"target_modules": ["no_such_layer"]}})
+    with pytest.raises(ConfigInvalid, match="no_such_layer"):
+        bench.run(plan)
+    assert not dist.is_initialized()
+
+
+def test_a_pack_has_the_loss_of_its_rows_alone(bench: Bench) -> None:
+    rows, _ = load(bench.inputs(bench.plan("rows")).data_folder)
+    some = [rows[number] for number in range(3)]
+    pack = {name: [item for row in some for item in row[name]] for name in ("input_ids", "labels")}
+    pack["position_ids"] = [place for row in some for place in range(len(row["input_ids"]))]
+    model = base_model(bench).eval()
+    apart = sum(float(token_nll(model, collate([row]))) for row in some)
+    assert float(token_nll(model, collate([pack]))) == pytest.approx(apart, rel=1e-5)
+
+
+def test_packing_begins_with_the_loss_of_the_rows(bench: Bench) -> None:
+    apart = bench.plan("apart", tuning={"batch_size": 24, "max_steps": 1})
+    packing = {"packing": True, "max_sequence_length": 4096, "batch_size": 1, "max_steps": 1}
+    packed = bench.plan("packed", tuning={**packing, "micro_batch_size": 1})
+    assert bench.trained(packed) == pytest.approx(bench.trained(apart), abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_peft_loads_the_adapter_and_it_changes_the_model(
+    method: str, trained: dict[str, Plan], bench: Bench
+) -> None:
+    from peft import PeftModel
+
+    base = base_model(bench)
+    before = logits(base)
+    tuned = PeftModel.from_pretrained(base, results(trained[method]) / "adapter")
+    assert not torch.allclose(before, logits(tuned), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_name_their_base_and_hold_neither_pickles_nor_paths(
+    method: str, trained: dict[str, Plan], bench: Bench
+) -> None:
+    folder = results(trained[method]) / ("model" if method == "full" else "adapter")
+    names = {path.name for path in folder.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} < names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    for path in folder.iterdir():
+        assert str(bench.model_root).encode() not in path.read_bytes(), path.name
+    if method != "full":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "tiny-llama"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_exported_is_what_was_trained(method: str, bench: Bench, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    plan = bench.plan(f"exported-{method}", method, tuning={"validation_share": 0.25})
+    loop = bench.loop(plan)
+    loop.begin()
+    list(loop.steps())
+    evaluated = loop.evaluate()
+    loop.export(tmp_path)
+    loop.close()
+    if method == "full":
+        tuned = AutoModelForCausalLM.from_pretrained(tmp_path)
+    else:
+        tuned = PeftModel.from_pretrained(base_model(bench), tmp_path)
+    assert loss_of(tuned, validation_batch(bench, plan)) == pytest.approx(evaluated, abs=1e-4)
+
+
+def validation_batch(bench: Bench, plan: Plan) -> Batch:
+    """All validation rows in one."""
+    rows = load_validation(bench.inputs(plan).data_folder)
+    assert rows is not None
+    return collate(list(rows))
+
+
+def test_tied_weights_are_written_once_and_read_back(bench: Bench, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tied = AutoModelForCausalLM.from_pretrained(
+        bench.model_root / "tiny-llama", tie_word_embeddings=True
+    )
+    folder = bench.model_root / "tied-llama"
+    tied.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bench.model_root / "tiny-llama").save_pretrained(folder)
+    plan = bench.plan("tied", "full", base_model={"model_name": "tied-llama"})
+    losses = bench.trained(plan)
+    assert losses[-1] < losses[0]
+    with safe_open(results(plan) / "model/model.safetensors", "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+    tuned = AutoModelForCausalLM.from_pretrained(results(plan) / "model")
+    assert tuned.lm_head.weight is tuned.model.embed_tokens.weight
+    assert not torch.allclose(logits(tied), logits(tuned), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "full"])
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(method: str, bench: Bench) -> None:
+    how: dict[str, Any] = {
+        "tuning": {"max_steps": 5, "lr_scheduler": "cosine", "warmup_ratio": 0.2},
+        **(DROPOUT if method != "full" else {}),
+    }
+    straight = bench.plan(f"straight-{method}", method, **how)
+    halted = bench.plan(f"halted-{method}", method, **how)
+    bench.run(straight)
+    assert bench.run(halted, OrderingReporter(stop="cancel", at_step=2)).stop == "cancel"
+    second = halted.model_copy(update={"attempt": 2})
+    reporter = OrderingReporter()
+    assert bench.run(second, reporter).stop is None
+
+    started = next(event for event in reporter.events if event.type == "started")
+    assert (started.resumed_from_step, started.total_steps) == (2, 5)
+    assert bench.losses(second) == pytest.approx(bench.losses(straight), abs=1e-5)
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(bench: Bench, tmp_path: Path) -> None:
+    first = bench.loop(bench.plan("rank-16"))
+    first.begin()
+    first.save(tmp_path / "checkpoint")
+    first.close()
+    other = bench.loop(bench.plan("rank-4", customization={"lora": {"rank": 4}}))
+    other.load(tmp_path / "checkpoint")
+    with pytest.raises(ConfigInvalid, match="does not fit"):
+        other.begin()
+    other.close()
+
+
+def test_evaluation_is_the_mean_over_tokens_and_leaves_training_as_it_was(bench: Bench) -> None:
+    how: dict[str, Any] = {**DROPOUT, "tuning": {"validation_share": 0.25}}
+    plan = bench.plan("evaluated", **how)
+    undisturbed = bench.trained(bench.plan("undisturbed", **how))
+    loop = bench.loop(plan)
+    loop.begin()
+    evaluated, losses = [loop.evaluate()], []
+    for metrics in loop.steps():
+        losses.append(metrics.loss)
+        evaluated.append(loop.evaluate())
+    loop.close()
+    expected = loss_of(base_model(bench), validation_batch(bench, plan))
+    assert evaluated[0] == pytest.approx(expected, abs=1e-5)
+    assert evaluated[-1] < evaluated[0]
+    assert losses == undisturbed
+
+
+@pytest.fixture
+def given_group() -> Iterator[None]:
+    """A process group that somebody else made."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_group_made_elsewhere_is_used_and_left(bench: Bench, given_group: None) -> None:
+    loop = bench.loop(bench.plan("guest"))
+    loop.close()
+    loop.close()
+    assert dist.is_initialized()
+
+
+def test_a_group_of_its_own_ends_with_the_loop(bench: Bench) -> None:
+    loop = bench.loop(bench.plan("host"))
+    assert dist.is_initialized()
+    loop.close()
+    loop.close()
+    assert not dist.is_initialized()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two ranks did: a run to its end, one that was stopped and resumed, an evaluation."""
+
+    both: Plan
+    resumed: Plan
+    said: list[str]
+    checkpoint: Path
+    """The stopped run's, after its second step."""
+
+
+@pytest.fixture(scope="module")
+def pair(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("plans")
+    both, halted = (
+        bench.plan(name, resources={"workers": 2}, tuning={"validation_share": 0.25})
+        for name in ("both", "both-halted")
+    )
+    for name, plan in (("both", both), ("halted", halted)):
+        (folder / f"{name}.json").write_text(plan.model_dump_json())
+    said = torchrun([str(folder)], bench).splitlines()
+    checkpoint = job_folder(halted, bench.settings) / "checkpoints/step-2"
+    return Pair(both, halted.model_copy(update={"attempt": 2}), said, checkpoint)
+
+
+def torchrun(arguments: list[str], bench: Bench) -> str:
+    """This module on two ranks; what both print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += [f"--master-port={port}", "-m", "tests.train_loops.test_fsdp2_engine", *arguments]
+    ran = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "TRAINER_HOME": str(bench.home),
+            "TRAINER_FILE_ROOT": str(bench.file_root),
+            "TRAINER_MODEL_ROOT": str(bench.model_root),
+        },
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout
+
+
+def main(folder: Path) -> None:
+    """On each of two ranks: the runs of `two_ranks`, then a fresh model's validation loss."""
+    two_ranks.main(folder)
+    plan = Plan.model_validate_json((folder / "both.json").read_text())
+    rank = int(os.environ["RANK"])
+    inputs = fetch(plan, Settings(_env_file=None), None, worker=f"rank-{rank}")
+    loop = find_engine("fsdp2").build(plan, inputs, rank=rank, world_size=2)
+    loop.begin()
+    sys.stdout.write(f"\nevaluated {rank}: {loop.evaluate()}\n")
+    loop.close()
+
+
+def test_two_ranks_train_as_one(pair: Pair, bench: Bench) -> None:
+    alone = bench.plan("alone", tuning={"validation_share": 0.25})
+    assert bench.losses(pair.both) == pytest.approx(bench.trained(alone), abs=1e-3)
+    tokens = [[line["epoch"] for line in bench.metrics(plan)] for plan in (alone, pair.both)]
+    assert tokens[0] == tokens[1]
+
+
+def test_two_ranks_stop_and_resume_together(pair: Pair, bench: Bench) -> None:
+    assert sorted(line for line in pair.said if line.startswith("rank")) == [
+        "rank 0: None, cancel, None",
+        "rank 1: None, cancel, None",
+    ]
+    assert bench.losses(pair.resumed) == pytest.approx(bench.losses(pair.both), abs=1e-5)
+
+
+def test_two_ranks_evaluate_as_one(pair: Pair, bench: Bench) -> None:
+    found = [float(line.split(": ")[1]) for line in pair.said if line.startswith("evaluated")]
+    expected = loss_of(base_model(bench), validation_batch(bench, pair.both))
+    assert found == pytest.approx([expected, expected], abs=1e-5)
+
+
+def test_one_rank_goes_on_from_the_merged_files_of_two(pair: Pair, bench: Bench) -> None:
+    names = {path.name for path in pair.checkpoint.iterdir()}
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata"} < names
+    loop = bench.loop(bench.plan("one-of-two", tuning={"validation_share": 0.25}))
+    loop.load(pair.checkpoint)
+    assert loop.begin().first_step == 2
+    losses = [metrics.loss for metrics in loop.steps()]
+    loop.close()
+    assert losses == pytest.approx(bench.losses(pair.both)[2:], abs=1e-3)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
