@@ -51,7 +51,7 @@ class PromptSpec(Spec):
     (Li & Liang 2021, arXiv:2101.00190), p-tuning (Liu et al. 2021, arXiv:2103.10385)."""
 
     virtual_tokens: Annotated[int, Field(ge=1, le=1024)] = 20
-    """Vectors put before the input (for prefix tuning: before the keys and values of each layer)."""
+    """Vectors put before the input (prefix tuning: before the keys and values of each layer)."""
 
 
 class PreferenceSpec(Spec):

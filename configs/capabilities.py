@@ -352,7 +352,7 @@ def _can(request: TrainRequest, row: EngineCapability, column: str) -> bool:
     return all(
         wanted in accepted
         for _, wanted, accepted, name in _demands(request, row)
-        if name == column or name == "trains"
+        if name in (column, "trains")
     )
 
 

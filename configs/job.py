@@ -295,8 +295,8 @@ class Stopped(_AttemptEvent):
 
 
 Event = Annotated[
-    Submitted | Waiting | Admitted | PhaseChanged | DataPrepared | EngineChanged | Started | Progressed | Finalizing
-    | Succeeded | Failed | Lost | StopRequested | Stopped,
+    Submitted | Waiting | Admitted | PhaseChanged | DataPrepared | EngineChanged | Started
+    | Progressed | Finalizing | Succeeded | Failed | Lost | StopRequested | Stopped,
     Field(discriminator="type"),
 ]  # fmt: skip
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
