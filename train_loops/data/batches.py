@@ -98,7 +98,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> Batch:
     """Rows of equal columns as tensors (B, T), filled up on the right.
 
     A row of several packed ones has `position_ids`, which start again at 0 with each of them; then
-    there is no `attention_mask`, and transformers keeps them apart by the positions.
+    there is no `attention_mask`, and transformers keeps them apart by the positions, provided that
+    the model is called with `use_cache=False`: beside a cache it does not look for packs.
     """
     longest = max(len(row["input_ids"]) for row in rows)
     packed = "position_ids" in rows[0]

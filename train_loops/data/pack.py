@@ -35,7 +35,7 @@ def pack(rows_path: Path, packs_path: Path, capacity: int, seed: int) -> Packing
     """Write the token rows of one file as packs of at most `capacity` tokens to another.
 
     `position_ids` begin again at 0 with each row, by which transformers keeps the rows apart when
-    there is no `attention_mask`; the label of each row's first token is ignored.
+    there is no `attention_mask` and no cache; the label of each row's first token is ignored.
     """
     rows = _Rows(rows_path)
     bins = best_fit(rows.lengths, capacity, seed)
