@@ -1,0 +1,285 @@
+"""NVIDIA NeMo AutoModel: its fine-tuning recipe, set up in this process and run a step at a time.
+
+The recipe places and shards the model, computes, clips and steps. Rows, order and micro-batches are
+`train_loops.data`'s and the learning rate is transformers', so that its losses are those of the
+other engines. Source: nemo-automodel 0.7.0, `TrainFinetuneRecipeForNextTokenPrediction`.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.errors import ConfigInvalid, ModelAccess
+from train_loops.engines.automodel_cpu import replaced, without_gpu
+from train_loops.engines.automodel_export import export_adapter, export_model
+from train_loops.engines.automodel_group import join_group, leave_group
+from train_loops.engines.automodel_model import draw_adapters, spare_norms, under_autocast
+from train_loops.engines.automodel_recipe import recipe_config
+from train_loops.engines.automodel_state import restore, store
+from train_loops.engines.base import Inputs, Metrics, Span
+from train_loops.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+    from train_loops.data.batches import Batch, StepBatches
+
+
+class AutomodelEngine:
+    """Builds loops around the recipe."""
+
+    name = "automodel"
+    uses_torch = True
+
+    def build(self, plan: Plan, inputs: Inputs, *, rank: int, world_size: int) -> "AutomodelLoop":
+        from train_loops.data.template import load_tokenizer
+
+        config = recipe_config(plan, inputs.model_folder, inputs.scratch / "automodel")
+        remote_code = plan.spec.base_model.trust_remote_code
+        load_tokenizer(inputs.model_folder, trust_remote_code=remote_code)
+        ours = join_group(plan, rank, world_size)
+        try:
+            return AutomodelLoop(plan, inputs, recipe_of(config, plan), rank, ours)
+        except BaseException:
+            leave_group(ours)
+            raise
+
+
+class AutomodelLoop:
+    """A `TrainLoop` that takes the recipe's optimizer steps one by one."""
+
+    def __init__(
+        self, plan: Plan, inputs: Inputs, recipe: Any, rank: int, owns_group: bool
+    ) -> None:
+        self._plan = plan
+        self._inputs = inputs
+        self._recipe: Any = recipe
+        self._rank = rank
+        self._owns_group = owns_group
+        self._step = 0
+        self._resume_from: Path | None = None
+        self._batches = self._step_batches()
+        tuning = plan.tuning
+        whole = tuning.num_epochs * self._batches.steps_per_epoch
+        self._total_steps = min(whole, tuning.max_steps or whole)
+        self._rate = rate_of_step(plan, self._total_steps)
+
+    def load(self, folder: Path) -> None:
+        self._resume_from = folder
+
+    def begin(self) -> Span:
+        if self._resume_from is not None:
+            self._step = restore(self._recipe, self._resume_from, self._rank)
+        self._model.train()
+        # As the recipe's own loop does: its steps measure their time.
+        self._recipe.timestamp = time.perf_counter()
+        return Span(self._step, self._total_steps)
+
+    def steps(self) -> Iterator[Metrics]:
+        from train_loops.data.batches import tokens_in
+
+        for epoch, batches in self._batches.after(self._step, self._total_steps):
+            rate = self._plan.tuning.learning_rate * self._rate(self._step)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            with without_gpu():
+                done = self._recipe._run_train_optim_step(
+                    [for_recipe(batch) for batch in batches], self._plan.tuning.max_grad_norm
+                )
+            self._step += 1
+            yield Metrics(
+                step=self._step,
+                epoch=epoch,
+                loss=float(done.metrics["loss"]),
+                learning_rate=rate,
+                grad_norm=float(done.metrics["grad_norm"]),
+                tokens=int(self._sum(sum(tokens_in(batch) for batch in batches))),
+            )
+
+    def evaluate(self) -> float:
+        import torch
+
+        losses: list[torch.Tensor] = []
+        tokens = 0
+        self._model.eval()
+        with torch.no_grad(), without_gpu():
+            for batch in self._validation_batches():
+                tokens += int((batch["labels"] != -100).sum())
+                self._recipe._forward_backward_step(
+                    0, batch, loss_buffer=losses, num_label_tokens=None, num_batches=1,
+                    is_train=False,
+                )  # fmt: skip
+        self._model.train()
+        total = self._sum(sum(float(loss) for loss in losses))
+        return total / max(self._sum(tokens), 1.0)
+
+    def save(self, folder: Path) -> None:
+        store(self._recipe, folder, self._rank, self._step)
+
+    def export(self, folder: Path) -> None:
+        if self._plan.spec.customization.method == "full":
+            export_model(self._model, self._plan, self._inputs.model_folder, folder, self._rank)
+        else:
+            export_adapter(self._model, self._plan, self._inputs.model_folder, folder, self._rank)
+
+    def close(self) -> None:
+        if self._recipe is None:
+            return
+        self._recipe.metric_logger_train.close()
+        self._recipe = None
+        leave_group(self._owns_group)
+
+    @property
+    def _model(self) -> Any:
+        return self._recipe.model_parts[0]
+
+    @property
+    def _optimizer(self) -> "torch.optim.Optimizer":
+        optimizer: torch.optim.Optimizer = self._recipe.optimizer[0]
+        return optimizer
+
+    def _step_batches(self) -> "StepBatches":
+        from train_loops.data.batches import StepBatches
+        from train_loops.data.prepare import load
+
+        rows, _ = load(self._inputs.data_folder)
+        return StepBatches(
+            rows,
+            micro_batch_size=self._plan.micro_batch_size,
+            accumulation_steps=self._plan.accumulation_steps,
+            seed=self._plan.tuning.seed,
+            rank=self._recipe._get_dp_rank(),
+            world_size=self._recipe._get_dp_group_size(),
+        )
+
+    def _validation_batches(self) -> "Iterator[Batch]":
+        """This rank's validation rows, in as many batches as every other rank has: where rows run
+        out, the first ones come again and count nothing."""
+        from train_loops.data.batches import collate
+        from train_loops.data.prepare import load_validation
+
+        rows = load_validation(self._inputs.data_folder)
+        assert rows is not None
+        size, ranks = self._plan.micro_batch_size, self._recipe._get_dp_group_size()
+        for start in range(0, len(rows), size * ranks):
+            first = start + size * self._recipe._get_dp_rank()
+            numbers = range(first, min(first + size, len(rows)))
+            batch = for_recipe(collate([rows[number] for number in numbers or range(1)]))
+            if not numbers:
+                batch["labels"].fill_(-100)
+            yield batch
+
+    def _sum(self, value: float) -> float:
+        """Over all data-parallel ranks."""
+        import torch
+
+        total = torch.tensor(value, dtype=torch.float64, device=self._recipe.dist_env.device)
+        return float(self._recipe._dp_allreduce(total))
+
+
+def recipe_of(config: dict[str, Any], plan: Plan) -> Any:
+    """The recipe, set up.
+
+    Raises:
+        ModelAccess: the model cannot be read.
+        ConfigInvalid: an adapter fits nowhere in it.
+    """
+    import torch._dynamo
+    from nemo_automodel.components.config.loader import ConfigNode
+    from nemo_automodel.recipes._typed_config import RecipeConfig
+    from nemo_automodel.recipes.llm import train_ft
+
+    typed = RecipeConfig(ConfigNode(config))
+    # In the place where the recipe keeps what its `dataset` section builds.
+    typed.dataloader = NoRows()
+    recipe = train_ft.TrainFinetuneRecipeForNextTokenPrediction(typed)
+    # It would print the configuration, with this machine's paths, and reshape the process's log.
+    recipe._log_experiment_details = lambda: None
+    try:
+        with without_gpu(), replaced(train_ft, "setup_logging", lambda: None):
+            recipe.setup()
+    except (OSError, ValueError, KeyError) as error:
+        raise _explained(error, plan) from error
+    prepare_model(recipe, plan)
+    return recipe
+
+
+def prepare_model(recipe: Any, plan: Plan) -> None:
+    """What the recipe has no setting for: adapter weights by the seed, decay, autocast, packing."""
+    model = recipe.model_parts[0]
+    custom = plan.spec.customization
+    # With a cache, transformers would not look for packed rows, and let them attend to each other.
+    getattr(model, "module", model).config.use_cache = False
+    if custom.method == "full":
+        spare_norms(recipe.optimizer[0], model)
+    else:
+        draw_adapters(model, plan)
+    if custom.precision == "bf16":
+        under_autocast(model, plan.device)
+
+
+def _explained(error: Exception, plan: Plan) -> ModelAccess | ConfigInvalid:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "no trainable parameters" in first:
+        lora = plan.spec.customization.lora
+        return ConfigInvalid(
+            f"customization.lora.target_modules: the model has no linear layer named "
+            f"{lora.target_modules if lora else 'all-linear'}",
+            param="customization.lora.target_modules",
+            hint="Name layers as in the model's own module tree, or use 'all-linear'.",
+        )
+    return ModelAccess(
+        f"the base model could not be loaded: {first}",
+        param="base_model",
+        hint="Weights must be safetensors of a causal language model that transformers knows.",
+    )
+
+
+class NoRows:
+    """A loader section for the recipe that builds none: steps get their batches from outside."""
+
+    dataset_builds_on_all_ranks = True
+    seed = 0
+
+    def build(self, **_: Any) -> "NoRows":
+        return self
+
+
+def rate_of_step(plan: Plan, total_steps: int) -> Any:
+    """Share of the peak learning rate at a step (from 0): transformers' schedules.
+
+    A function of the step, so that a resumed run needs no state of it.
+    """
+    import math
+
+    import torch
+    from transformers import get_scheduler
+
+    tuning = plan.tuning
+    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule: Any = get_scheduler(
+        tuning.lr_scheduler,
+        unused,
+        num_warmup_steps=math.ceil(total_steps * tuning.warmup_ratio),
+        num_training_steps=total_steps,
+    )
+    return schedule.lr_lambdas[0]
+
+
+def for_recipe(batch: "Batch") -> "Batch":
+    """The batch with each token's label being the next token, as the recipe's loss takes it.
+
+    Transformers shifts labels in the model's own loss; the recipe computes the loss outside. The
+    first token of a packed row has no one before it that could foretell it.
+    """
+    import torch
+
+    labels = batch["labels"]
+    if "position_ids" in batch:
+        labels = labels.masked_fill(batch["position_ids"] == 0, -100)
+    ends = torch.full_like(labels[:, :1], -100)
+    return {**batch, "labels": torch.cat([labels[:, 1:], ends], dim=1)}
+
+
+ENGINE = AutomodelEngine()

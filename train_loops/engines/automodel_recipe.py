@@ -1,0 +1,215 @@
+"""A plan in the words of NeMo AutoModel's fine-tuning recipe, and what the recipe has no word for.
+
+Pure: no torch, no file. `automodel.py` hands the result to the recipe; `tests/train_loops/
+test_automodel_recipe.py` holds the table. Source: nemo-automodel 0.7.0,
+`TrainFinetuneRecipeForNextTokenPrediction`, `PeftConfig`, `FSDP2Config`, `DDPConfig`, `AdamWConfig`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from configs.adapter import LoraSpec, ShardingSpec
+from configs.errors import ConfigInvalid
+from train_loops.plan import Plan
+
+METHODS = ("lora", "qlora", "full")
+OBJECTIVES = ("sft", "cpt")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+HEADS = ("lm_head", "embed_out", "output_layer")
+"""Names of the output layer in transformers' causal language models, none of them in a block."""
+
+
+def recipe_config(plan: Plan, model_folder: Path, scratch: Path) -> dict[str, Any]:
+    """The recipe's configuration for `plan`, as its YAML file would say it.
+
+    There is no `lr_scheduler` and no data in it: the rates are transformers', and rows, order and
+    micro-batches are the project's own.
+
+    Raises:
+        ConfigInvalid: the recipe cannot honour a setting.
+    """
+    refuse(plan)
+    config: dict[str, Any] = {
+        "recipe": "TrainFinetuneRecipeForNextTokenPrediction",
+        "seed": plan.tuning.seed,
+        "dist_env": {"backend": "nccl" if plan.device == "cuda" else "gloo"},
+        "model": _model(plan, model_folder),
+        "distributed": _distributed(plan),
+        "step_scheduler": _steps(plan),
+        "optimizer": _optimizer(plan),
+        "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
+        "clip_grad_norm": {"max_norm": plan.tuning.max_grad_norm},
+        # A folder that was used before would be resumed from without a word.
+        "checkpoint": {"enabled": False, "checkpoint_dir": str(scratch)},
+        "dataset": {"tokenizer": None},
+    }
+    if plan.spec.customization.method != "full":
+        config["peft"] = _peft(plan)
+    if plan.spec.customization.method == "qlora":
+        config["quantization"] = _quantization(plan)
+    return config
+
+
+def strategy(plan: Plan) -> str:
+    """`fsdp2` or `ddp`; what several workers do when the request leaves it open.
+
+    One worker always takes `fsdp2`, which then leaves the model as it is: the recipe's `ddp` would
+    cast it to bf16. Weights of 4 bits cannot be cut, so several workers on `qlora` take `ddp`.
+    """
+    if plan.workers == 1:
+        return "fsdp2"
+    sharding = plan.spec.customization.sharding
+    if sharding is not None:
+        return sharding.strategy
+    return "ddp" if plan.spec.customization.method == "qlora" else "fsdp2"
+
+
+def refuse(plan: Plan) -> None:
+    """Say which setting the recipe cannot honour.
+
+    Raises:
+        ConfigInvalid: there is one; it names the field.
+    """
+    custom = plan.spec.customization
+    lora = custom.lora or LoraSpec()
+    for field, value, accepted in (
+        ("customization.method", custom.method, METHODS),
+        ("customization.objective", custom.objective, OBJECTIVES),
+        ("customization.precision", custom.precision, tuple(PRECISIONS)),
+        ("customization.quantization", custom.quantization, (None, "nf4")),
+        ("customization.lora.bias", lora.bias, ("none",)),
+    ):
+        if value not in accepted:
+            raise _cannot(field, value, f"Use {' or '.join(repr(a) for a in accepted if a)}.")
+    _refuse_sharding(plan, custom.sharding or ShardingSpec(strategy="fsdp2"), lora)
+
+
+def _refuse_sharding(plan: Plan, sharding: ShardingSpec, lora: LoraSpec) -> None:
+    """Combinations of sharding with the rest."""
+    param, ways = "customization.sharding", sharding.tensor_parallel
+    if sharding.strategy not in ("fsdp2", "ddp"):
+        raise _cannot(f"{param}.strategy", sharding.strategy, "Use 'fsdp2' or 'ddp'.")
+    low_bits = plan.spec.customization.method == "qlora"
+    if low_bits and strategy(plan) == "fsdp2" and plan.workers > 1:
+        raise _cannot(
+            f"{param}.strategy", "fsdp2", "Weights of 4 bits cannot be cut: use 'ddp' with qlora."
+        )
+    if ways == 1:
+        return
+    if plan.workers % ways:
+        hint = f"Use a divisor of the {plan.workers} workers."
+        raise _cannot(f"{param}.tensor_parallel", ways, hint)
+    if strategy(plan) != "fsdp2" or low_bits:
+        hint = "Tensor parallelism needs strategy 'fsdp2', and method 'lora' or 'full'."
+        raise _cannot(f"{param}.tensor_parallel", ways, hint)
+    if lora.dropout and plan.spec.customization.method == "lora":
+        # Each worker would drop other inputs of the same adapter.
+        hint = "Use dropout 0, or tensor_parallel 1."
+        raise _cannot("customization.lora.dropout", lora.dropout, hint)
+
+
+def _cannot(field: str, value: object, hint: str) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"{field}: NeMo AutoModel cannot honour {value!r} here", param=field, hint=hint
+    )
+
+
+def _model(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Transformers' own classes, so that layers and adapters keep the names that PEFT knows.
+
+    With weights of 4 bits those come by themselves: unforced, each tensor is made small as it is
+    read, instead of the whole model after.
+    """
+    return {
+        "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
+        "pretrained_model_name_or_path": str(folder),
+        "torch_dtype": weights_dtype(plan),
+        "attn_implementation": "sdpa",
+        "force_hf": plan.spec.customization.method != "qlora",
+        "use_liger_kernel": plan.device == "cuda",
+        "trust_remote_code": plan.spec.base_model.trust_remote_code,
+        "local_files_only": True,
+    }
+
+
+def weights_dtype(plan: Plan) -> str:
+    """Frozen weights take the run's precision; weights that move stay in fp32 under autocast."""
+    custom = plan.spec.customization
+    return "float32" if custom.method == "full" else PRECISIONS[custom.precision]
+
+
+def _distributed(plan: Plan) -> dict[str, Any]:
+    custom = plan.spec.customization
+    chosen: dict[str, Any] = {
+        "strategy": strategy(plan),
+        "activation_checkpointing": custom.gradient_checkpointing,
+        "tp_size": custom.sharding.tensor_parallel if custom.sharding else 1,
+    }
+    if chosen["strategy"] == "fsdp2":
+        # Left out, the recipe computes in bf16 whatever the precision.
+        chosen["mp_policy"] = {
+            "_target_": "torch.distributed.fsdp.MixedPrecisionPolicy",
+            "param_dtype": PRECISIONS[custom.precision],
+            "reduce_dtype": "float32",
+            "cast_forward_inputs": False,
+        }
+    return chosen
+
+
+def _steps(plan: Plan) -> dict[str, Any]:
+    """No preemption handler: signals can be bound in the main thread only, and Ray runs in one of
+    its own; stopping is the service's business."""
+    return {
+        "global_batch_size": plan.tuning.batch_size,
+        "local_batch_size": plan.micro_batch_size,
+        "num_epochs": plan.tuning.num_epochs,
+        "max_steps": plan.tuning.max_steps,
+        "preemption_signal": None,
+    }
+
+
+def _optimizer(plan: Plan) -> dict[str, Any]:
+    return {
+        "_target_": "torch.optim.AdamW",
+        "lr": plan.tuning.learning_rate,
+        "weight_decay": plan.tuning.weight_decay,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+    }
+
+
+def _peft(plan: Plan) -> dict[str, Any]:
+    lora = plan.spec.customization.lora or LoraSpec()
+    return {
+        "_target_": "nemo_automodel.components._peft.lora.PeftConfig",
+        **_where(lora),
+        "dim": lora.rank,
+        "alpha": lora.alpha,
+        "dropout": lora.dropout,
+        # PEFT's: the adapter's input is dropped, not its output.
+        "dropout_position": "pre",
+        "lora_A_init": "uniform",
+        "lora_dtype": "float32",
+        "use_triton": plan.device == "cuda",
+    }
+
+
+def _where(lora: LoraSpec) -> dict[str, Any]:
+    """Which layers get an adapter: the recipe's patterns speak of whole paths, PEFT's of endings."""
+    if lora.target_modules == "all-linear":
+        return {"exclude_modules": [*HEADS]}
+    names = [pattern for name in lora.target_modules for pattern in (name, f"*.{name}")]
+    return {"target_modules": names}
+
+
+def _quantization(plan: Plan) -> dict[str, Any]:
+    """NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314)."""
+    return {
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": weights_dtype(plan),
+        # The recipe casts frozen weights to the precision by their values, packed ones as well.
+        "bnb_4bit_quant_storage": weights_dtype(plan),
+    }
