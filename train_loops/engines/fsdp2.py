@@ -8,6 +8,7 @@ Sources: PyTorch documentation of `fully_shard`; Zhao et al. 2023 (arXiv:2304.11
 and weight decay, transformers' Trainer.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Names of parameters that weight decay leaves alone, as transformers' Trainer has them."""
+
+_GROUPS = itertools.count()
+"""Numbers the groups that this process has made; every rank makes the same ones."""
 
 
 class Fsdp2Engine:
@@ -86,11 +90,22 @@ def join_group(plan: Plan, rank: int, world_size: int) -> Group:
         torch.cuda.set_device(device)
     ours = not dist.is_initialized()
     if ours:
-        # Alone, it needs no address.
-        store = dist.HashStore() if world_size == 1 else None
         backend = "nccl" if plan.device == "cuda" else "gloo"
+        store = _meeting_place(rank, world_size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return Group(rank, world_size, device, ours)
+
+
+def _meeting_place(rank: int, world_size: int) -> Any:
+    """Where the ranks of a new group find each other's addresses; alone, none is needed."""
+    import torch.distributed as dist
+
+    if world_size == 1:
+        return dist.HashStore()
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size))
+    # `torchrun` keeps one store for the life of the processes, and with it the addresses of groups
+    # that have ended.
+    return dist.PrefixStore(f"group-{next(_GROUPS)}", store)
 
 
 def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
