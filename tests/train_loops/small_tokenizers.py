@@ -45,6 +45,19 @@ FORGETS_THOUGHTS = (
     "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+WITH_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\\n' }}{% for t in tools %}{{ t | tojson + '\\n' }}"
+    "{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+    "{% for call in m.tool_calls or [] %}{{ '<call>' + call.function | tojson + '</call>' }}"
+    "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+WITH_TOOLS_FORGETS = WITH_TOOLS.replace(
+    "'\\n' + m['content'] }}",
+    "'\\n' + ('<think></think>' if loop.last and m['role'] == 'assistant' else '')"
+    " + m['content'] }}",
+)
 PROMPT_DIFFERS = CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>'")
 LENGTH_FIRST = "{{ messages | length }} turns: " + CHATML
 
