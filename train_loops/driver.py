@@ -5,18 +5,21 @@ carries ids only, because Ray shows it to anyone who can reach its API.
 """
 
 import argparse
+import json
 import logging
 import sys
 from typing import Any
 
-from configs.job import Order, PhaseChanged
+from configs.capabilities import fallback
+from configs.errors import ConfigInvalid, Unsupported
+from configs.job import DataPrepared, EngineChanged, Order, PhaseChanged
 from configs.names import RAY_NAMESPACE
 from configs.settings import Settings
 from train_loops import ray_worker
 from train_loops.engines.base import Inputs, find_engine
 from train_loops.inputs import clean, fetch
 from train_loops.plan import Plan
-from train_loops.report import TrackerReporter, now
+from train_loops.report import Reporter, TrackerReporter, now
 from train_loops.run_log import RunLog
 from train_loops.stores.open import arrow_filesystem, open_store
 
@@ -45,30 +48,64 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _attempt(plan: Plan, settings: Settings, reporter: TrackerReporter) -> int:
     try:
-        order = _prepare(plan, settings, reporter)
+        plan, order = _prepare(plan, settings, reporter)
         return 0 if order.stop else _fit(plan, settings)
     finally:
         clean(plan, settings)
 
 
-def _prepare(plan: Plan, settings: Settings, reporter: TrackerReporter) -> Order:
-    """Read model and data here first: what is wrong with them ends the job before a GPU is held."""
+def _prepare(plan: Plan, settings: Settings, reporter: TrackerReporter) -> tuple[Plan, Order]:
+    """Read model and data here first: what is wrong with them ends the job before a GPU is held.
+
+    The plan comes back with the engine that the model turned out to need.
+    """
     store = open_store(plan.output_uri, settings)
     folder = settings.scratch / plan.job_id / f"attempt-{plan.attempt}" / "driver-logs"
     with ray_worker.failures_reported(reporter, plan), RunLog(plan, folder, store):
         _say(reporter, plan, "preparing_data")
         token = reporter.call("secrets", plan.job_id, plan.attempt).get("hub_token")
         inputs = fetch(plan, settings, token, worker="driver")
-        _log_data(plan, inputs)
-        return _say(reporter, plan, "starting_workers")
+        _say_data(reporter, plan, inputs)
+        plan = _fitting(reporter, plan, inputs)
+        return plan, _say(reporter, plan, "starting_workers")
 
 
-def _log_data(plan: Plan, inputs: Inputs) -> None:
+def _say_data(reporter: TrackerReporter, plan: Plan, inputs: Inputs) -> None:
     if find_engine(plan.engine).uses_torch:
         from train_loops.data.prepare import load
+        from train_loops.data.report import counts
 
         _, report = load(inputs.data_folder)
         logger.info("data: %s", report.model_dump_json())
+        reporter.send(DataPrepared(at=now(), attempt=plan.attempt, data=counts(report)))
+
+
+def _fitting(reporter: Reporter, plan: Plan, inputs: Inputs) -> Plan:
+    """The plan, on another engine where this one does not know the model's architecture.
+
+    Raises:
+        ConfigInvalid: the request names the engine, or no other one can run the job.
+    """
+    config = inputs.model_folder / "config.json"
+    if not config.exists():
+        return plan
+    model_type = json.loads(config.read_text()).get("model_type", "")
+    try:
+        choice = fallback(plan.spec, plan.backend, plan.engine, model_type)
+    except Unsupported as error:
+        raise ConfigInvalid(error.message, error.param, error.hint) from error
+    if choice is None:
+        return plan
+    reporter.send(
+        EngineChanged(
+            at=now(),
+            attempt=plan.attempt,
+            engine=choice.engine,
+            engine_reason=choice.reason,
+            proxied_to=choice.proxied_to,
+        )
+    )
+    return plan.model_copy(update={"engine": choice.engine})
 
 
 def _say(reporter: TrackerReporter, plan: Plan, phase: str) -> Order:

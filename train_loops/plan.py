@@ -6,9 +6,10 @@ results. It holds no secret, so that Ray may show it.
 
 from typing import Any, Literal
 
+from configs.adapter import EngineName
 from configs.capabilities import ENGINES
 from configs.job import Job, Record
-from configs.names import attempt_folder, locations
+from configs.names import Backend, attempt_folder, locations
 from configs.request import TrainRequest
 from configs.resources import ResourcesSpec
 from configs.tuning import TuningParameters
@@ -24,8 +25,8 @@ class Plan(Record):
     job_id: str
     attempt: int
     """Fencing token: every file and event of the attempt carries it."""
-    backend: str
-    engine: str
+    backend: Backend
+    engine: EngineName
     environment: str | None = None
     """Python environment of driver and workers; None is the service's own."""
     device: Literal["cpu", "cuda"]

@@ -16,6 +16,8 @@ class Speedometer:
     def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._total_steps = total_steps
         self._clock = clock
+        self.validation_loss: float | None = None
+        """The last one known; it goes into the progress of every step after it."""
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=WINDOW_STEPS + 1)
 
     def progress(self, metrics: Metrics) -> Progress:
@@ -34,4 +36,9 @@ class Speedometer:
             grad_norm=metrics.grad_norm,
             tokens_per_second=tokens / seconds if seconds > 0 else None,
             eta_seconds=left * seconds / (len(self._marks) - 1),
+            validation_loss=self.validation_loss,
         )
+
+    def now(self, progress: Progress) -> Progress:
+        """`progress` with the validation loss that was found since."""
+        return progress.model_copy(update={"validation_loss": self.validation_loss})

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from configs.errors import LossNotFinite
-from configs.job import Finalizing, Order, PhaseChanged, Started
+from configs.job import Finalizing, Order, PhaseChanged, Progress, Progressed, Started
 from configs.request import TrainRequest
 from train_loops.artifact import describe, publish
 from train_loops.checkpoint import Checkpoints
+from train_loops.data.prepare import load_validation
 from train_loops.engines.base import Engine, Inputs, Metrics, TrainLoop
 from train_loops.plan import Plan, checkpoint_interval
 from train_loops.report import Reporter, now
@@ -46,7 +47,8 @@ def train(plan: Plan, engine: Engine, inputs: Inputs, seat: Seat) -> Order:
     """
     loop = engine.build(plan, inputs, rank=seat.rank, world_size=seat.world_size)
     try:
-        order = _steps(plan, loop, seat)
+        validates = engine.uses_torch and load_validation(inputs.data_folder) is not None
+        order = _steps(plan, loop, seat, validates)
         if order.stop is None and (order := _finalizing(plan, seat)).stop is None:
             _finish(plan, loop, inputs, seat)
         return order
@@ -54,7 +56,7 @@ def train(plan: Plan, engine: Engine, inputs: Inputs, seat: Seat) -> Order:
         loop.close()
 
 
-def _steps(plan: Plan, loop: TrainLoop, seat: Seat) -> Order:
+def _steps(plan: Plan, loop: TrainLoop, seat: Seat, validates: bool) -> Order:
     if (checkpoint := seat.checkpoints.latest()) is not None:
         logger.info("resuming from checkpoint %s", checkpoint.name)
         loop.load(checkpoint)
@@ -71,15 +73,30 @@ def _steps(plan: Plan, loop: TrainLoop, seat: Seat) -> Order:
     every = checkpoint_interval(plan.tuning, span.total_steps)
     speedometer = Speedometer(span.total_steps)
     for metrics in loop.steps():
-        order = seat.agree(_tell(plan, metrics, speedometer, seat))
+        progress = _told(plan, metrics, speedometer, seat)
+        order = seat.agree(seat.reporter.progress(plan.attempt, progress))
         if order.stop == "stale":
             return order
-        if order.stop or (metrics.step % every == 0 and metrics.step < span.total_steps):
+        last, due = metrics.step == span.total_steps, metrics.step % every == 0
+        if validates and not order.stop and (due or last):
+            speedometer.validation_loss = _validated(plan, loop, metrics, seat)
+        if order.stop or (due and not last):
             seat.checkpoints.save(loop, metrics)
         if order.stop:
             _say_saved(plan, metrics, order, seat)
             return order
+        if last:
+            # Surely, because progress in passing is sent once a second at most.
+            progress = speedometer.now(progress)
+            seat.reporter.send(Progressed(at=now(), attempt=plan.attempt, progress=progress))
     return Order()
+
+
+def _validated(plan: Plan, loop: TrainLoop, metrics: Metrics, seat: Seat) -> float:
+    loss = loop.evaluate()
+    record = {"at": now().isoformat(), "attempt": plan.attempt, "step": metrics.step}
+    seat.sinks.log({**record, "validation_loss": loss})
+    return loss
 
 
 def _say_saved(plan: Plan, metrics: Metrics, order: Order, seat: Seat) -> None:
@@ -94,7 +111,8 @@ def _say_saved(plan: Plan, metrics: Metrics, order: Order, seat: Seat) -> None:
     )
 
 
-def _tell(plan: Plan, metrics: Metrics, speedometer: Speedometer, seat: Seat) -> Order:
+def _told(plan: Plan, metrics: Metrics, speedometer: Speedometer, seat: Seat) -> Progress:
+    """The progress that the step makes, once its metrics have gone to the sinks."""
     if not math.isfinite(metrics.loss):
         raise LossNotFinite(
             f"the loss is {metrics.loss} at step {metrics.step}",
@@ -114,7 +132,7 @@ def _tell(plan: Plan, metrics: Metrics, speedometer: Speedometer, seat: Seat) ->
             "tokens_per_second": progress.tokens_per_second,
         }
     )
-    return seat.reporter.progress(plan.attempt, progress)
+    return progress
 
 
 def _finalizing(plan: Plan, seat: Seat) -> Order:

@@ -1,17 +1,19 @@
 """One attempt's Ray Job: what it asks of the cluster, and what stands on its command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from configs.errors import StorageFailed
-from configs.job import Order
+from configs.errors import ConfigInvalid, StorageFailed
+from configs.job import EngineChanged, Order
 from configs.settings import Settings
-from tests.train_loops.plans import plan
+from tests.train_loops.plans import OrderingReporter, plan
 from train_loops import driver
 from train_loops.driver import scaling_config
+from train_loops.engines.base import Inputs
 from train_loops.inputs import job_folder
 from train_loops.plan import Plan
 
@@ -113,7 +115,7 @@ def test_the_plan_that_the_tracker_gives_is_the_one_that_runs(
 def test_a_stop_before_the_workers_start_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_prepare", lambda *_: Order(stop="cancel"))
+    monkeypatch.setattr(driver, "_prepare", lambda plan, *_: (plan, Order(stop="cancel")))
     monkeypatch.setattr(driver, "_fit", lambda *_: pytest.fail("workers were started"))
     settings = Settings(_env_file=None, home=tmp_path)
     assert driver._attempt(plan(), settings, AskedTracker({})) == 0  # type: ignore[arg-type]
@@ -131,3 +133,33 @@ def test_what_lay_on_this_machine_is_removed_even_when_the_attempt_fails(
     with pytest.raises(StorageFailed):
         driver._attempt(plan(), settings, AskedTracker({}))  # type: ignore[arg-type]
     assert not job_folder(plan(), settings).exists()
+
+
+def fetched(tmp_path: Path, model_type: str) -> Inputs:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return Inputs(model_folder=tmp_path, data_folder=tmp_path, scratch=tmp_path)
+
+
+def test_a_model_that_metas_own_engine_lacks_goes_to_nemos(tmp_path: Path) -> None:
+    tracker = OrderingReporter()
+    meta = plan(engine="fsdp2").model_copy(update={"backend": "meta"})
+    found = driver._fitting(tracker, meta, fetched(tmp_path, "qwen3"))
+    assert found.engine == "automodel"
+    (event,) = tracker.events
+    assert isinstance(event, EngineChanged)
+    assert (event.engine, event.proxied_to) == ("automodel", "nemo")
+    assert "qwen3" in event.engine_reason
+
+
+def test_a_llama_stays_on_metas_own_engine(tmp_path: Path) -> None:
+    tracker = OrderingReporter()
+    meta = plan(engine="fsdp2").model_copy(update={"backend": "meta"})
+    assert driver._fitting(tracker, meta, fetched(tmp_path, "llama")) == meta
+    assert tracker.events == []
+
+
+def test_a_named_engine_that_lacks_the_model_ends_the_job(tmp_path: Path) -> None:
+    named = plan(engine="fsdp2", customization={"engine": "fsdp2"})
+    meta = named.model_copy(update={"backend": "meta"})
+    with pytest.raises(ConfigInvalid, match="qwen3"):
+        driver._fitting(OrderingReporter(), meta, fetched(tmp_path, "qwen3"))

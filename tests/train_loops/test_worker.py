@@ -12,6 +12,9 @@ from configs.errors import LossNotFinite, StorageFailed
 from configs.job import Order
 from tests.train_loops.plans import EngineOf, GivenLosses, MemoryStore, OrderingReporter, plan
 from train_loops.checkpoint import FolderCheckpoints
+from train_loops.data.encoders import TOKEN_COLUMNS
+from train_loops.data.prepare import ROW_FILES
+from train_loops.data.row_file import open_row_file
 from train_loops.engines import simulated
 from train_loops.engines.base import Engine, Inputs, Metrics
 from train_loops.plan import Plan
@@ -111,9 +114,33 @@ def started(reporter: OrderingReporter) -> Any:
 def test_a_run_tells_that_it_started_each_step_and_that_it_ends(on: Run) -> None:
     reporter = OrderingReporter()
     assert on.attempt(plan(), reporter) == Order()
-    assert reporter.types == ["started", "progress", "progress", "progress", "finalizing"]
+    # The last step is told twice: in passing, and then surely.
+    assert reporter.types == ["started", *["progress"] * 4, "finalizing"]
     assert started(reporter).total_steps == 3
-    assert steps(reporter) == [1, 2, 3]
+    assert steps(reporter) == [1, 2, 3, 3]
+
+
+@pytest.fixture
+def with_validation_rows(on: Run) -> Run:
+    """Rows that were held back lie beside the training rows."""
+    folder = on.inputs.data_folder
+    folder.mkdir(parents=True)
+    with open_row_file(folder / ROW_FILES["validation"], TOKEN_COLUMNS) as file:
+        file.write([[[1, 2]], [[-100, 2]]])
+    return on
+
+
+def test_validation_comes_with_each_checkpoint_and_after_the_last_step(
+    with_validation_rows: Run,
+) -> None:
+    reporter = OrderingReporter()
+    tuning = {"checkpoint_every_steps": 2, "max_steps": 3}
+    engine = EngineOf(GivenLosses([3.0, 2.0, 1.0]), uses_torch=True)
+    with_validation_rows.attempt(plan(tuning_parameters=tuning), reporter, engine=engine)
+    records = with_validation_rows.sink.records
+    assert [r["step"] for r in records if "validation_loss" in r] == [2, 3]
+    last = [event.progress for event in reporter.events if event.type == "progress"][-1]
+    assert (last.step, last.validation_loss) == (3, 1.0)
 
 
 def test_every_event_carries_the_attempt(on: Run) -> None:
@@ -175,7 +202,7 @@ def test_a_later_attempt_goes_on_after_the_last_saved_step(on: Run) -> None:
     on.attempt(plan(), OrderingReporter(stop="cancel", at_step=2))
     assert on.attempt(plan(attempt=2), reporter).stop is None
     assert started(reporter).resumed_from_step == 2
-    assert steps(reporter) == [3]
+    assert steps(reporter) == [3, 3]
 
 
 def test_checkpoints_come_at_their_interval_and_not_after_the_last_step(on: Run) -> None:
