@@ -182,3 +182,9 @@ def test_a_template_cannot_reach_python() -> None:
     attack = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(DatasetInvalid, match="refuses"):
         encode(Conversation(CHAT), small_tokenizer(attack), 4096)
+
+
+def test_a_template_that_passes_over_texts_is_refused() -> None:
+    parts_only = CHATML.replace("m['content']", "(m['content'] | map(attribute='text') | join)")
+    with pytest.raises(ConfigInvalid, match="leaves out contents that are texts"):
+        chat_template(small_tokenizer(parts_only)).check_texts()

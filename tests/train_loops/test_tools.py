@@ -1,6 +1,7 @@
 """Chats in which the assistant calls tools: what is accepted, learnt, and refused."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.train_loops.prepared_rows import (
 )
 from tests.train_loops.small_tokenizers import (
     CHATML,
+    LLAMA_2,
     LLAMA_3,
     MARKED,
     WITH_TOOLS,
@@ -22,8 +24,10 @@ from tests.train_loops.small_tokenizers import (
     small_tokenizer,
 )
 from train_loops.data.chats import Conversation
+from train_loops.data.mask import render
 from train_loops.data.row import Row
 from train_loops.data.shapes import samples
+from train_loops.data.template import chat_template
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 USER = {"role": "user", "content": "What is two and two?"}
@@ -99,6 +103,35 @@ def test_a_template_that_forgets_results_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigInvalid, match=NO_TOOLS):
         learnt(tmp_path, template, {"messages": CHAT, "tools": [TOOL]})
+
+
+def test_what_a_template_raises_about_tools_is_told_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(DatasetInvalid, match="refuses this conversation") as caught:
+        learnt(tmp_path, LLAMA_2, {"messages": CHAT, "tools": [TOOL]})
+    assert "may not have been trained to call" in str(caught.value.hint)
+
+
+QWEN = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 2}}\n</tool_call><|im_end|>'
+SHIPPED = {
+    "qwen2_5": QWEN,
+    "qwen3": QWEN,
+    "llama3_1": '{"name": "add", "parameters": {"a": 2, "b": 2}}<|eot_id|>',
+    "gemma4": "<|tool_call>call:add{a:2,b:2}<tool_call|><|tool_response>",
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_templates_that_models_ship_write_calls_that_are_learnt(name: str) -> None:
+    spec = find_spec("trl")
+    assert spec is not None and spec.origin is not None
+    template = (Path(spec.origin).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    tokenizer = small_tokenizer(template)
+    tokenizer.add_tokens(["<|eot_id|>", "<turn|>", "<|tool_response>"], special_tokens=True)
+    chat = conversation([*CHAT, USER, ANSWER], tools=[TOOL])
+    text, spans = render(chat, chat_template(tokenizer))
+    first, *others = [text[start:end] for start, end in spans]
+    assert first == SHIPPED[name]
+    assert len(others) == 2 and all("It is four." in other for other in others)
 
 
 @pytest.mark.parametrize(

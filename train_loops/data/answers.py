@@ -30,6 +30,7 @@ class _AnswerEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_sequence_length: int) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template(tokenizer)
+        self._template.check_texts()
         self._longest = max_sequence_length
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:

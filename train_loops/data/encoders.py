@@ -63,6 +63,7 @@ class ChatEncoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_sequence_length: int) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template(tokenizer)
+        self._template.check_texts()
         self._longest = max_sequence_length
 
     def render(self, content: Conversation) -> Rendered:

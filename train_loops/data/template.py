@@ -111,6 +111,25 @@ class ChatTemplate:
         """Whose template it is."""
         return "default" if self.text == DEFAULT_CHAT_TEMPLATE else "model"
 
+    def check_texts(self) -> None:
+        """Whether a message's text gets into the rendering: some templates of models for pictures
+        pass over contents that are no list of parts, and nothing would be left to learn.
+
+        Raises:
+            ConfigInvalid: it does not.
+        """
+        probe = "probe"
+        try:
+            text = self.render([{"role": "user", "content": probe}])
+        except DatasetInvalid:
+            return  # It speaks up by itself, also about the rows.
+        if probe not in text:
+            raise ConfigInvalid(
+                "the model's chat template leaves out contents that are texts",
+                param="base_model.model_name",
+                hint="Use a language model, or one whose chat template accepts text.",
+            )
+
     @cached_property
     def marked(self) -> bool:
         """Whether it says itself what the assistant's part is."""

@@ -21,9 +21,10 @@ def check_tools(chat: Conversation, template: ChatTemplate) -> None:
 
     Raises:
         ConfigInvalid: two of them are the same.
+        DatasetInvalid: the template refuses the chat.
     """
     messages, tools = chat
-    whole = _attempt(template, messages, tools)
+    whole = _whole(chat, template)
     without = {
         "'tools'": (messages, None) if tools else None,
         "'tool_calls'": _replaced(chat, "assistant", {"tool_calls": None}),
@@ -59,6 +60,14 @@ def _replaced(
         return None
     pairs = zip(chat.messages, fitting, strict=True)
     return [changed(message) if fits else message for message, fits in pairs], chat.tools
+
+
+def _whole(chat: Conversation, template: ChatTemplate) -> str:
+    try:
+        return template.render(chat.messages, chat.tools)
+    except DatasetInvalid as error:
+        hint = "The chat has tools: the model may not have been trained to call any, or not so."
+        raise DatasetInvalid(error.message, error.param, hint) from error
 
 
 def _attempt(template: ChatTemplate, messages: list[Message], tools: Any) -> str | None:
