@@ -5,64 +5,55 @@ so that the operator's own token is never lent.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from configs.base_model import BaseModelSpec
 from configs.errors import ModelAccess
-from train_loops.stores.base import StoredObject
-
-# Weights as safetensors only: a pickle from a stranger's repository would run code.
-_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
-_CODE_SUFFIXES = (".py",)
+from train_loops.layouts import files_of
 
 
 def snapshot(model: BaseModelSpec, token: str | None, cache: Path) -> Path:
-    """Download `model` (safetensors, config, tokenizer) into the shared cache; its folder.
+    """Download `model` (weights, config, tokenizer) into the shared cache; its folder.
 
     The hub is asked first whether this token may read the model, so that one user's download is no
     way around another's missing access.
 
     Raises:
-        ModelAccess: unknown, gated, no safetensors, or the hub does not answer.
+        ModelAccess: unknown, gated, no weights that are read, or the hub does not answer.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     # The library reads HF_ENDPOINT at its import, which may be before it is set for this run.
     endpoint = os.environ.get("HF_ENDPOINT") or None
     api = HfApi(endpoint=endpoint, token=token or False)
-    patterns = [f"*{s}" for s in _SUFFIXES + (_CODE_SUFFIXES if model.trust_remote_code else ())]
     with _plain_errors(model, token):
         info = api.model_info(model.model_name, revision=model.revision)
         api.auth_check(model.model_name)
-        names = [file.rfilename for file in info.siblings or []]
-        _has_safetensors(model, names)
+        files = files_of((file.rfilename for file in info.siblings or []), model)
+        if files is None:
+            raise _no_weights(model)
         folder = snapshot_download(
             model.model_name,
             revision=info.sha,
             endpoint=endpoint,
             token=token or False,
             cache_dir=cache,
-            allow_patterns=patterns,
+            allow_patterns=files.names,
         )
     return Path(folder)
 
 
-def wanted(objects: Iterable[StoredObject], prefix: str) -> Iterator[StoredObject]:
-    """Those of a model folder's objects that a run reads."""
-    for item in objects:
-        if item.uri.removeprefix(prefix) and item.uri.endswith(_SUFFIXES):
-            yield item
-
-
-def _has_safetensors(model: BaseModelSpec, names: list[str]) -> None:
-    if not any(name.endswith(".safetensors") for name in names):
-        raise ModelAccess(
-            f"{model.model_name}: the repository has no safetensors weights",
-            param="base_model.model_name",
-            hint="Pickled weights are never read; convert the model, or choose another revision.",
-        )
+def _no_weights(model: BaseModelSpec) -> ModelAccess:
+    wanted = "Meta's consolidated.*.pth with params.json"
+    if model.provider != "meta":
+        wanted = f"safetensors weights, nor {wanted}"
+    return ModelAccess(
+        f"{model.model_name}: the repository has no {wanted}",
+        param="base_model.model_name",
+        hint="Other pickled weights are never read; convert the model, or choose another revision.",
+    )
 
 
 @contextmanager

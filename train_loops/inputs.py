@@ -10,11 +10,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from configs.base_model import BaseModelSpec
 from configs.errors import ConfigInvalid, DatasetInvalid, ModelAccess
 from configs.settings import Settings
 from train_loops import hub
 from train_loops.data.prepare import inspect, prepare
 from train_loops.engines.base import Inputs, find_engine
+from train_loops.layouts import as_hugging_face, files_of
 from train_loops.plan import Plan
 from train_loops.stores.open import open_store
 from train_loops.stores.s3 import S3Store
@@ -52,11 +54,13 @@ def _model(plan: Plan, settings: Settings, hub_token: str | None, shared: Path) 
     if not find_engine(plan.engine).uses_torch:
         return shared
     model = plan.spec.base_model
-    if model.provider == "huggingface":
-        return hub.snapshot(model, hub_token, settings.home.absolute() / "hub")
     if model.provider == "local":
-        return _local_model(model.model_name, settings)
-    return _s3_model(model.model_name, shared / "model")
+        folder = _local_model(model.model_name, settings)
+    elif model.provider == "s3":
+        folder = _s3_model(model, shared / "model")
+    else:
+        folder = hub.snapshot(model, hub_token, settings.home.absolute() / "hub")
+    return as_hugging_face(folder, model, shared)
 
 
 def _local_model(name: str, settings: Settings) -> Path:
@@ -68,19 +72,22 @@ def _local_model(name: str, settings: Settings) -> Path:
     return folder
 
 
-def _s3_model(uri: str, folder: Path) -> Path:
+def _s3_model(model: BaseModelSpec, folder: Path) -> Path:
     if folder.exists():
         return folder
-    prefix, store = uri.rstrip("/") + "/", S3Store()
-    part = folder.with_suffix(".part")
-    for item in hub.wanted(store.list(prefix), prefix):
-        target = part / item.uri.removeprefix(prefix)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.get(item.uri, target)
-    if not (part / "config.json").exists():
+    prefix, store = model.model_name.rstrip("/") + "/", S3Store()
+    names = [item.uri.removeprefix(prefix) for item in store.list(prefix)]
+    files = files_of(names, model)
+    if files is None:
         raise ModelAccess(
-            f"{prefix}: no model folder with a config.json", param="base_model.model_name"
+            f"{prefix}: neither safetensors nor Meta's consolidated.*.pth with params.json",
+            param="base_model.model_name",
         )
+    part = folder.with_suffix(".part")
+    for name in files.names:
+        target = part / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.get(prefix + name, target)
     part.rename(folder)
     return folder
 
