@@ -3,7 +3,15 @@
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from configs.adapter import EngineName, Method, Objective, Precision, Quantization, Sharding
+from configs.adapter import (
+    PROMPT_METHODS,
+    EngineName,
+    Method,
+    Objective,
+    Precision,
+    Quantization,
+    Sharding,
+)
 from configs.base import Spec
 from configs.base_model import ModelProvider
 from configs.errors import Unsupported
@@ -284,6 +292,7 @@ def refuse(
                 hint=_who_can(request, column, wanted),
             )
     yield from _refuse_workers(request, row)
+    yield from _refuse_merging(request)
 
 
 def _demands(
@@ -330,6 +339,26 @@ def _refuse_workers(request: TrainRequest, row: EngineCapability) -> Iterator[Un
             "resources.gpus: engine 'unsloth' trains on one GPU",
             param="resources.gpus",
             hint="Ask for one GPU, or use engine 'auto'.",
+        )
+
+
+def _refuse_merging(request: TrainRequest) -> Iterator[Unsupported]:
+    """Merging adds an adapter to the weights of a language model, so both must be there."""
+    custom = request.customization
+    if not {"merged_16bit", "meta"}.intersection(request.artifacts.export or []):
+        return
+    if custom.method in PROMPT_METHODS:
+        yield Unsupported(
+            f"artifacts.export: what {custom.method!r} learns is no part of the model's weights "
+            "and cannot be merged into them",
+            param="artifacts.export",
+            hint="Leave artifacts.export out, or use method 'lora'.",
+        )
+    if custom.objective == "reward":
+        yield Unsupported(
+            "artifacts.export: a reward model scores text, it is no language model to merge into",
+            param="artifacts.export",
+            hint="Leave artifacts.export out.",
         )
 
 

@@ -15,7 +15,7 @@ from configs.errors import ConfigInvalid, Unsupported
 from configs.job import DataPrepared, EngineChanged, Order, PhaseChanged
 from configs.names import RAY_NAMESPACE
 from configs.settings import Settings
-from train_loops import ray_worker
+from train_loops import exports, ray_worker
 from train_loops.engines.base import Inputs, find_engine
 from train_loops.inputs import clean, fetch
 from train_loops.plan import Plan
@@ -66,6 +66,7 @@ def _prepare(plan: Plan, settings: Settings, reporter: TrackerReporter) -> tuple
         token = reporter.call("secrets", plan.job_id, plan.attempt).get("hub_token")
         inputs = fetch(plan, settings, token, worker="driver")
         _say_data(reporter, plan, inputs)
+        exports.check(plan, inputs.model_folder)
         plan = _fitting(reporter, plan, inputs)
         return plan, _say(reporter, plan, "starting_workers")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from configs.errors import LossNotFinite
 from configs.job import Finalizing, Order, PhaseChanged, Progress, Progressed, Started
 from configs.request import TrainRequest
+from train_loops import exports
 from train_loops.artifact import describe, publish
 from train_loops.checkpoint import Checkpoints
 from train_loops.data.prepare import load_validation
@@ -50,7 +51,7 @@ def train(plan: Plan, engine: Engine, inputs: Inputs, seat: Seat) -> Order:
         validates = engine.uses_torch and load_validation(inputs.data_folder) is not None
         order = _steps(plan, loop, seat, validates)
         if order.stop is None and (order := _finalizing(plan, seat)).stop is None:
-            _finish(plan, loop, inputs, seat)
+            _finish(plan, engine, loop, inputs, seat)
         return order
     finally:
         loop.close()
@@ -141,10 +142,17 @@ def _finalizing(plan: Plan, seat: Seat) -> Order:
     return order if order.stop == "stale" else Order()
 
 
-def _finish(plan: Plan, loop: TrainLoop, inputs: Inputs, seat: Seat) -> None:
+def _finish(plan: Plan, engine: Engine, loop: TrainLoop, inputs: Inputs, seat: Seat) -> None:
     folder = inputs.scratch / "result"
-    loop.export(folder / result_folder(plan.spec))
+    weights = folder / result_folder(plan.spec)
+    loop.export(weights)
+    # Before anything is merged: that needs the memory.
+    loop.close()
     if seat.rank == 0:
+        if engine.uses_torch:
+            exports.write(plan, inputs, weights)
+        else:
+            exports.simulate(plan, weights)
         describe(plan, inputs.data_folder, folder)
         manifest = publish(plan, folder, seat.store)
         logger.info("published %d files to %s", len(manifest.files), plan.results_uri)

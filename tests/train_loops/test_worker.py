@@ -241,7 +241,7 @@ def test_the_loop_is_closed_however_the_run_ends(on: Run) -> None:
     on.attempt(plan(), OrderingReporter(stop="cancel", at_step=1), engine=EngineOf(stopped))
     with pytest.raises(RuntimeError, match="a step failed"):
         on.attempt(plan(), engine=EngineOf(broken))
-    assert (finished.closed, stopped.closed, broken.closed) == (1, 1, 1)
+    assert all(loop.closed for loop in (finished, stopped, broken))
 
 
 def test_only_rank_zero_publishes(on: Run) -> None:
