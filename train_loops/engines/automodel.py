@@ -5,17 +5,18 @@ The recipe places and shards the model, computes, clips and steps. Rows, order a
 other engines. Source: nemo-automodel 0.7.0, `TrainFinetuneRecipeForNextTokenPrediction`.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import ConfigInvalid, ModelAccess
-from train_loops.engines.automodel_cpu import replaced, without_gpu
+from train_loops.data.mask import IGNORED
+from train_loops.engines.automodel_cpu import without_gpu
 from train_loops.engines.automodel_export import export_adapter, export_model
 from train_loops.engines.automodel_group import join_group, leave_group
-from train_loops.engines.automodel_model import draw_adapters, spare_norms, under_autocast
 from train_loops.engines.automodel_recipe import recipe_config
+from train_loops.engines.automodel_setup import recipe_of
 from train_loops.engines.automodel_state import restore, store
 from train_loops.engines.base import Inputs, Metrics, Span
 from train_loops.plan import Plan
@@ -105,11 +106,15 @@ class AutomodelLoop:
         self._model.eval()
         with torch.no_grad(), without_gpu():
             for batch in self._validation_batches():
-                tokens += int((batch["labels"] != -100).sum())
+                tokens += int((batch["labels"] != IGNORED).sum())
                 self._recipe._forward_backward_step(
-                    0, batch, loss_buffer=losses, num_label_tokens=None, num_batches=1,
+                    0,
+                    batch,
+                    loss_buffer=losses,
+                    num_label_tokens=None,
+                    num_batches=1,
                     is_train=False,
-                )  # fmt: skip
+                )
         self._model.train()
         total = self._sum(sum(float(loss) for loss in losses))
         return total / max(self._sum(tokens), 1.0)
@@ -167,7 +172,7 @@ class AutomodelLoop:
             numbers = range(first, min(first + size, len(rows)))
             batch = for_recipe(collate([rows[number] for number in numbers or range(1)]))
             if not numbers:
-                batch["labels"].fill_(-100)
+                batch["labels"].fill_(IGNORED)
             yield batch
 
     def _sum(self, value: float) -> float:
@@ -178,81 +183,11 @@ class AutomodelLoop:
         return float(self._recipe._dp_allreduce(total))
 
 
-def recipe_of(config: dict[str, Any], plan: Plan) -> Any:
-    """The recipe, set up.
-
-    Raises:
-        ModelAccess: the model cannot be read.
-        ConfigInvalid: an adapter fits nowhere in it.
-    """
-    import torch._dynamo
-    from nemo_automodel.components.config.loader import ConfigNode
-    from nemo_automodel.recipes._typed_config import RecipeConfig
-    from nemo_automodel.recipes.llm import train_ft
-
-    typed = RecipeConfig(ConfigNode(config))
-    # In the place where the recipe keeps what its `dataset` section builds.
-    typed.dataloader = NoRows()
-    recipe = train_ft.TrainFinetuneRecipeForNextTokenPrediction(typed)
-    # It would print the configuration, with this machine's paths, and reshape the process's log.
-    recipe._log_experiment_details = lambda: None
-    try:
-        with without_gpu(), replaced(train_ft, "setup_logging", lambda: None):
-            recipe.setup()
-    except (OSError, ValueError, KeyError) as error:
-        raise _explained(error, plan) from error
-    prepare_model(recipe, plan)
-    return recipe
-
-
-def prepare_model(recipe: Any, plan: Plan) -> None:
-    """What the recipe has no setting for: adapter weights by the seed, decay, autocast, packing."""
-    model = recipe.model_parts[0]
-    custom = plan.spec.customization
-    # With a cache, transformers would not look for packed rows, and let them attend to each other.
-    getattr(model, "module", model).config.use_cache = False
-    if custom.method == "full":
-        spare_norms(recipe.optimizer[0], model)
-    else:
-        draw_adapters(model, plan)
-    if custom.precision == "bf16":
-        under_autocast(model, plan.device)
-
-
-def _explained(error: Exception, plan: Plan) -> ModelAccess | ConfigInvalid:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "no trainable parameters" in first:
-        lora = plan.spec.customization.lora
-        return ConfigInvalid(
-            f"customization.lora.target_modules: the model has no linear layer named "
-            f"{lora.target_modules if lora else 'all-linear'}",
-            param="customization.lora.target_modules",
-            hint="Name layers as in the model's own module tree, or use 'all-linear'.",
-        )
-    return ModelAccess(
-        f"the base model could not be loaded: {first}",
-        param="base_model",
-        hint="Weights must be safetensors of a causal language model that transformers knows.",
-    )
-
-
-class NoRows:
-    """A loader section for the recipe that builds none: steps get their batches from outside."""
-
-    dataset_builds_on_all_ranks = True
-    seed = 0
-
-    def build(self, **_: Any) -> "NoRows":
-        return self
-
-
 def rate_of_step(plan: Plan, total_steps: int) -> Any:
     """Share of the peak learning rate at a step (from 0): transformers' schedules.
 
     A function of the step, so that a resumed run needs no state of it.
     """
-    import math
-
     import torch
     from transformers import get_scheduler
 
@@ -277,8 +212,8 @@ def for_recipe(batch: "Batch") -> "Batch":
 
     labels = batch["labels"]
     if "position_ids" in batch:
-        labels = labels.masked_fill(batch["position_ids"] == 0, -100)
-    ends = torch.full_like(labels[:, :1], -100)
+        labels = labels.masked_fill(batch["position_ids"] == 0, IGNORED)
+    ends = torch.full_like(labels[:, :1], IGNORED)
     return {**batch, "labels": torch.cat([labels[:, 1:], ends], dim=1)}
 
 

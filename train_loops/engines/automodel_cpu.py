@@ -6,6 +6,8 @@ around the recipe's set-up and steps; every patch ends with the `with`.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 
@@ -36,10 +38,11 @@ def replaced(target: Any, name: str, value: object) -> Iterator[None]:
 
 def _patches() -> Iterator[tuple[Any, str, object]]:
     """(object, attribute, value in its place) of each patch."""
-    import nemo_automodel._transformers.auto_model as auto_model
-    import nemo_automodel._transformers.model_init as model_init
     import torch
     import torch._dynamo
+
+    auto_model: Any = import_module("nemo_automodel._transformers.auto_model")
+    model_init: Any = import_module("nemo_automodel._transformers.model_init")
 
     # recipes/llm/train_ft.py, `setup`: CPU builds lack the call behind it.
     yield torch.cuda, "reset_peak_memory_stats", lambda *_, **__: None
@@ -57,8 +60,6 @@ def _patches() -> Iterator[tuple[Any, str, object]]:
 
 def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with the CPU as its `device`."""
-    from inspect import signature
-
     names = signature(function)
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -41,7 +41,6 @@ def export_model(model: Any, plan: Plan, base: Path, folder: Path, rank: int) ->
     remote_code = plan.spec.base_model.trust_remote_code
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=remote_code)
     config.dtype = "float32"
-    config.architectures = [type(_bare(model)).__name__]
     config.save_pretrained(folder)
     if (generation := base / "generation_config.json").exists():
         shutil.copyfile(generation, folder / generation.name)
@@ -72,7 +71,3 @@ def _save_tokenizer(plan: Plan, base: Path, folder: Path) -> None:
 
     remote_code = plan.spec.base_model.trust_remote_code
     load_tokenizer(base, trust_remote_code=remote_code).save_pretrained(folder)
-
-
-def _bare(model: Any) -> Any:
-    return getattr(model, "module", model)

@@ -68,7 +68,7 @@ def _refuse_missing(names: list[str], lora: LoraSpec) -> None:
             )
 
 
-def _assign(parameter: Any, value: Any, name="") -> None:
+def _assign(parameter: Any, value: Any) -> None:
     """Copy a whole tensor into a parameter, or this rank's part of it."""
     from torch.distributed.tensor import DTensor
 

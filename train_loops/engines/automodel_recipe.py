@@ -1,8 +1,8 @@
 """A plan in the words of NeMo AutoModel's fine-tuning recipe, and what the recipe has no word for.
 
-Pure: no torch, no file. `automodel.py` hands the result to the recipe; `tests/train_loops/
-test_automodel_recipe.py` holds the table. Source: nemo-automodel 0.7.0,
-`TrainFinetuneRecipeForNextTokenPrediction`, `PeftConfig`, `FSDP2Config`, `DDPConfig`, `AdamWConfig`.
+Pure: no torch, no file. `automodel.py` hands the result to the recipe, and a test holds the table.
+Source: nemo-automodel 0.7.0, `TrainFinetuneRecipeForNextTokenPrediction`, `PeftConfig`,
+`FSDP2Config`, `DDPConfig`, `AdamWConfig`.
 """
 
 from pathlib import Path
@@ -195,7 +195,7 @@ def _peft(plan: Plan) -> dict[str, Any]:
 
 
 def _where(lora: LoraSpec) -> dict[str, Any]:
-    """Which layers get an adapter: the recipe's patterns speak of whole paths, PEFT's of endings."""
+    """Which layers get an adapter. The recipe matches whole paths, the request names their ends."""
     if lora.target_modules == "all-linear":
         return {"exclude_modules": [*HEADS]}
     names = [pattern for name in lora.target_modules for pattern in (name, f"*.{name}")]
