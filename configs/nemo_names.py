@@ -128,6 +128,11 @@ def translated(body: Body) -> Body:
     return ours
 
 
+def speaks_nemo(body: Body) -> bool:
+    """Whether any of the body's fields is NVIDIA's."""
+    return not _tops().isdisjoint(body)
+
+
 def _tops() -> set[str]:
     """The top-level names that are NVIDIA's."""
     return {path.split(".")[0] for path in (*(name.nemo for name in MAPPING), *REFUSED)}

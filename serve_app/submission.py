@@ -18,6 +18,7 @@ from configs.settings import Settings
 from serve_app.capacity import Capacity
 from serve_app.scheduler import never_fits
 from serve_app.secret_box import SecretBox
+from train_loops.rewards import known as known_rewards
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32, small: sorts like the numbers it writes, and no two letters look alike."""
@@ -104,9 +105,23 @@ def _refusals(request: TrainRequest, settings: Settings) -> Iterator[TrainerErro
             "base_model.provider",
             "Use 'huggingface' or 's3'; the operator can name a folder with TRAINER_MODEL_ROOT.",
         )
+    yield from _refused_rewards(request, settings)
     for param, uri in _uris(request):
         if uri.startswith("file://"):
             yield from _refused_file(param, uri, settings)
+
+
+def _refused_rewards(request: TrainRequest, settings: Settings) -> Iterator[TrainerError]:
+    grpo = request.customization.grpo
+    accepted = sorted(known_rewards(settings))
+    for index, name in enumerate(grpo.reward_functions if grpo else []):
+        if name not in accepted:
+            yield Unsupported(
+                f"customization.grpo.reward_functions[{index}]: there is no {name!r} here; "
+                f"accepted: {', '.join(accepted)}",
+                f"customization.grpo.reward_functions[{index}]",
+                "The operator installs further ones by TRAINER_REWARD_FUNCTIONS.",
+            )
 
 
 def _uris(request: TrainRequest) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from configs.errors import RequestInvalid
+from configs.names import Backend
+from configs.nemo_names import speaks_nemo, translated
 from configs.request import TrainRequest
 
 _MOST_DETAILS = 20
@@ -22,8 +24,8 @@ _ECHOING = frozenset({"union_tag_invalid", "assertion_error"})
 Item = Mapping[str, Any]
 
 
-def parse_request(body: bytes) -> TrainRequest:
-    """The request in `body`.
+def parse_request(body: bytes, backend: Backend) -> TrainRequest:
+    """The request in `body`; on the `nemo` API it may be in NVIDIA's words.
 
     pydantic's own JSON parser is faster than `json.loads` and a validation after it (33 against
     46 µs), and stops at 200 levels of nesting, where `json.loads` would overflow the stack.
@@ -31,8 +33,9 @@ def parse_request(body: bytes) -> TrainRequest:
     Raises:
         RequestInvalid: not JSON, not UTF-8, or not a request; it lists the first problems.
     """
+    ours = _in_our_words(body) if backend == "nemo" else body
     try:
-        request = TrainRequest.model_validate_json(body)
+        request = TrainRequest.model_validate_json(ours)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         # `from None`: the text of pydantic's error holds the input.
@@ -40,6 +43,18 @@ def parse_request(body: bytes) -> TrainRequest:
     # A valid body can be read by `json`. Of two equal keys both parsers drop the first silently.
     json.loads(body, object_pairs_hook=_refuse_repeated)
     return request
+
+
+def _in_our_words(body: bytes) -> bytes:
+    """`body` with NVIDIA's names for fields replaced by ours; a broken one is left as it is, for
+    the parser that says what is wrong with it."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    if not isinstance(found, dict) or not speaks_nemo(found):
+        return body
+    return json.dumps(translated(found)).encode()
 
 
 def refused(found: Sequence[Item]) -> RequestInvalid:

@@ -110,7 +110,7 @@ def _answer(job: Job, nudged: Service | None, headers: dict[str, str] | None = N
 def _submit(service: Service, body: bytes, idempotency_key: str | None) -> tuple[Job, bool]:
     settings = service.settings
     accepted = accept(
-        parse_request(body),
+        parse_request(body, service.backend),
         service.backend,
         settings=settings,
         box=service.box,

@@ -106,6 +106,45 @@ def test_a_method_that_the_engine_lacks_is_refused_with_who_can(tmp_path: Path) 
     assert "/hf-unsloth/train" in error["details"][0]["hint"]
 
 
+def test_the_nemo_api_takes_nvidias_names(tmp_path: Path) -> None:
+    job = (
+        make_api(tmp_path, "nemo")
+        .post(
+            {
+                "name": "in-nvidias-words",
+                "config": "org/model",
+                "dataset": f"{BASE_URI}/ingestion/rows.jsonl",
+                "hyperparameters": {
+                    "training_type": "sft",
+                    "finetuning_type": "lora",
+                    "epochs": 3,
+                    "lora": {"adapter_dim": 8},
+                },
+            }
+        )
+        .json()
+    )
+    assert (job["job_id"], job["engine"]) == ("in-nvidias-words", "automodel")
+    assert job["request"]["customization"]["lora"]["rank"] == 8
+    assert job["request"]["tuning_parameters"]["num_epochs"] == 3
+
+
+def test_nvidias_names_are_unknown_to_the_other_apis(api: Api) -> None:
+    error = api.refusal(good_request(hyperparameters={"epochs": 3}))
+    assert (error["code"], error["param"]) == ("request_invalid", "hyperparameters")
+
+
+def test_a_reward_function_that_nobody_installed_is_refused(api: Api) -> None:
+    custom = {"method": "lora", "objective": "grpo", "precision": "fp32"}
+    ours = custom | {"grpo": {"reward_functions": ["exact_reference"]}}
+    assert api.post(good_request(customization=ours)).status_code == 202
+    error = api.refusal(
+        good_request(customization=custom | {"grpo": {"reward_functions": ["os_system"]}})
+    )
+    assert error["param"] == "customization.grpo.reward_functions[0]"
+    assert "exact_reference" in error["message"]
+
+
 def test_remote_code_needs_the_operators_leave(tmp_path: Path) -> None:
     model = {"provider": "huggingface", "model_name": "org/model", "trust_remote_code": True}
     request = good_request(base_model=model)
