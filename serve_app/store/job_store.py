@@ -88,8 +88,9 @@ class JobStore(Outbox):
             QueueFull: it would be new, and `max_queued` jobs wait.
         """
         posted = submission.Submission(job, digest, idempotency_key, secrets)
-        with self._database.writing() as connection:
-            return submission.submit(connection, posted, self._box, max_queued)
+        return self._database.grouped(
+            lambda connection: submission.submit(connection, posted, self._box, max_queued)
+        )
 
     def get(self, job_id: str, backend: Backend | None = None) -> Job:
         """The job.
