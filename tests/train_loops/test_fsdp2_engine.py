@@ -157,6 +157,16 @@ def test_schedule_decay_and_precision_are_those_of_the_trl_engine(bench: Bench) 
         assert [line[name] for line in ours] == pytest.approx(expected, abs=1e-3), name
 
 
+def test_an_uneven_last_batch_and_a_second_epoch_are_those_of_the_trl_engine(bench: Bench) -> None:
+    tuning = {"batch_size": 10, "micro_batch_size": 5, "num_epochs": 2, "max_steps": 6}
+    ours, theirs = (
+        bench.trained(bench.plan(f"{name}-epochs", engine=name, tuning=tuning))
+        for name in ("fsdp2", "trl")
+    )
+    assert len(ours) == 6
+    assert ours == pytest.approx(theirs, abs=1e-3)
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_accumulation_does_not_change_the_loss(method: str, bench: Bench) -> None:
     whole = bench.plan(f"whole-{method}", method, tuning={"micro_batch_size": 4})
@@ -189,8 +199,10 @@ def test_a_pack_has_the_loss_of_its_rows_alone(bench: Bench) -> None:
     pack = {name: [item for row in some for item in row[name]] for name in ("input_ids", "labels")}
     pack["position_ids"] = [place for row in some for place in range(len(row["input_ids"]))]
     model = base_model(bench).eval()
-    apart = sum(float(token_nll(model, collate([row]))) for row in some)
-    assert float(token_nll(model, collate([pack]))) == pytest.approx(apart, rel=1e-5)
+    with torch.no_grad():
+        apart = sum(float(token_nll(model, collate([row]))) for row in some)
+        together = float(token_nll(model, collate([pack])))
+    assert together == pytest.approx(apart, rel=1e-5)
 
 
 def test_packing_begins_with_the_loss_of_the_rows(bench: Bench) -> None:
@@ -346,13 +358,15 @@ def test_a_group_of_its_own_ends_with_the_loop(bench: Bench) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """What two ranks did: a run to its end, one that was stopped and resumed, an evaluation."""
+    """What two ranks did."""
 
     both: Plan
     resumed: Plan
     said: list[str]
     checkpoint: Path
     """The stopped run's, after its second step."""
+    alone: list[float]
+    """Losses of the same run on one rank, which wrote a checkpoint after its second step."""
 
 
 @pytest.fixture(scope="module")
@@ -364,9 +378,16 @@ def pair(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     )
     for name, plan in (("both", both), ("halted", halted)):
         (folder / f"{name}.json").write_text(plan.model_dump_json())
+    single = bench.loop(both.model_copy(update={"job_id": "single", "accumulation_steps": 2}))
+    single.begin()
+    steps = single.steps()
+    alone = [next(steps).loss for _ in range(2)]
+    single.save(folder / "of-one-rank")
+    alone += [metrics.loss for metrics in steps]
+    single.close()
     said = torchrun([str(folder)], bench).splitlines()
     checkpoint = job_folder(halted, bench.settings) / "checkpoints/step-2"
-    return Pair(both, halted.model_copy(update={"attempt": 2}), said, checkpoint)
+    return Pair(both, halted.model_copy(update={"attempt": 2}), said, checkpoint, alone)
 
 
 def torchrun(arguments: list[str], bench: Bench) -> str:
@@ -396,7 +417,8 @@ def torchrun(arguments: list[str], bench: Bench) -> str:
 
 
 def main(folder: Path) -> None:
-    """On each of two ranks: the runs of `two_ranks`, then a fresh model's validation loss."""
+    """On each of two ranks: the runs of `two_ranks`; a fresh model's validation loss; the rest of
+    a run that one rank began."""
     two_ranks.main(folder)
     plan = Plan.model_validate_json((folder / "both.json").read_text())
     rank = int(os.environ["RANK"])
@@ -405,13 +427,19 @@ def main(folder: Path) -> None:
     loop.begin()
     sys.stdout.write(f"\nevaluated {rank}: {loop.evaluate()}\n")
     loop.close()
+    loop = find_engine("fsdp2").build(plan, inputs, rank=rank, world_size=2)
+    loop.load(folder / "of-one-rank")
+    loop.begin()
+    sys.stdout.write(f"\nlosses {rank}: {[metrics.loss for metrics in loop.steps()]}\n")
+    loop.close()
 
 
 def test_two_ranks_train_as_one(pair: Pair, bench: Bench) -> None:
     alone = bench.plan("alone", tuning={"validation_share": 0.25})
     assert bench.losses(pair.both) == pytest.approx(bench.trained(alone), abs=1e-3)
-    tokens = [[line["epoch"] for line in bench.metrics(plan)] for plan in (alone, pair.both)]
-    assert tokens[0] == tokens[1]
+    for name in ("epoch", "learning_rate"):
+        one, two = ([m.get(name) for m in bench.metrics(plan)] for plan in (alone, pair.both))
+        assert one == two, name
 
 
 def test_two_ranks_stop_and_resume_together(pair: Pair, bench: Bench) -> None:
@@ -437,6 +465,13 @@ def test_one_rank_goes_on_from_the_merged_files_of_two(pair: Pair, bench: Bench)
     losses = [metrics.loss for metrics in loop.steps()]
     loop.close()
     assert losses == pytest.approx(bench.losses(pair.both)[2:], abs=1e-3)
+
+
+def test_two_ranks_go_on_from_the_files_of_one(pair: Pair, bench: Bench) -> None:
+    said = [line.split(": ")[1] for line in pair.said if line.startswith("losses")]
+    assert len(said) == 2
+    for losses in said:
+        assert json.loads(losses) == pytest.approx(pair.alone[2:], abs=1e-3)
 
 
 if __name__ == "__main__":
