@@ -154,11 +154,16 @@ def test_rows_are_filled_up_on_the_right() -> None:
 
 
 def test_a_batch_of_packs_has_positions_and_no_mask() -> None:
-    pack = {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7], "position_ids": [0, 1, 0]}
-    short = {"input_ids": [8], "labels": [IGNORED], "position_ids": [0]}
+    pack = {
+        "input_ids": [5, 6, 7, 8, 9],
+        "labels": [IGNORED, 6, 7, IGNORED, 9],
+        "position_ids": [0, 1, 2, 0, 1],
+    }
+    short = {"input_ids": [8, 9], "labels": [IGNORED, 9], "position_ids": [0, 1]}
     batch = collate([pack, short])
-    assert batch["position_ids"].tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]]
     assert "attention_mask" not in batch
+    assert tokens_in(batch) == 7
 
 
 def test_a_batch_is_of_whole_numbers() -> None:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs.errors import ConfigInvalid, DatasetInvalid
 from tests.train_loops.small_tokenizers import (
@@ -20,7 +22,7 @@ from tests.train_loops.small_tokenizers import (
     small_tokenizer,
 )
 from train_loops.data.chats import Conversation
-from train_loops.data.mask import IGNORED, Example, encode
+from train_loops.data.mask import IGNORED, Example, encode, render
 from train_loops.data.template import DEFAULT_CHAT_TEMPLATE, chat_template
 
 USER = {"role": "user", "content": "What is two and two?"}
@@ -188,3 +190,20 @@ def test_a_template_that_passes_over_texts_is_refused() -> None:
     parts_only = CHATML.replace("m['content']", "(m['content'] | map(attribute='text') | join)")
     with pytest.raises(ConfigInvalid, match="leaves out contents that are texts"):
         chat_template(small_tokenizer(parts_only)).check_texts()
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size=1).filter(
+    lambda text: text == text.strip() and "\ue000" not in text
+)
+TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), WORDS), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(turns=TURNS, template=st.sampled_from([CHATML, MARKED, MARKED_WITHOUT_END]))
+def test_of_any_conversation_exactly_the_answers_are_learnt(
+    turns: list[tuple[str, str]], template: str
+) -> None:
+    chat = Conversation([{"role": role, "content": content} for role, content in turns])
+    text, spans = render(chat, chat_template(small_tokenizer(template)))
+    answers = [f"{content}<|im_end|>" for role, content in turns if role == "assistant"]
+    assert [text[start:end] for start, end in spans] == answers

@@ -108,19 +108,21 @@ def collate(rows: Sequence[dict[str, Any]]) -> Batch:
         "labels": _filled([row["labels"] for row in rows], longest, IGNORED),
     }
     if packed:
-        positions = [
-            [*row["position_ids"], *range(longest - len(row["position_ids"]))] for row in rows
-        ]
-        batch["position_ids"] = torch.tensor(positions)
+        # Each filler is a row of its own: it attends to itself, and can be told from real tokens.
+        batch["position_ids"] = _filled([row["position_ids"] for row in rows], longest, 0)
     else:
         batch["attention_mask"] = _filled([[1] * len(row["input_ids"]) for row in rows], longest, 0)
     return batch
 
 
 def tokens_in(batch: Batch) -> int:
-    """Tokens of a batch; those that fill up are not counted, except in a batch of packs."""
-    mask = batch.get("attention_mask")
-    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+    """Tokens of a batch, without those that fill it up."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    # A real row has two tokens at least, so the last real position is none that is 0.
+    columns = torch.arange(1, batch["position_ids"].shape[1] + 1)
+    real = (batch["position_ids"] != 0) * columns.to(batch["position_ids"].device)
+    return int(real.amax(dim=1).sum())
 
 
 def _filled(values: Sequence[Sequence[int]], longest: int, filler: int) -> torch.Tensor:

@@ -125,7 +125,8 @@ def _turn(chat: Conversation, index: int, text: str, template: ChatTemplate) -> 
         raise _unmaskable(
             "writes the prompt of an answer differently from the same turns in a whole conversation"
         )
-    so_far = template.render(messages[: index + 1], tools)
+    last = index + 1 == len(messages)
+    so_far = text if last else template.render(messages[: index + 1], tools)
     if not text.startswith(so_far):
         return len(prompt), _end_by_probe(chat, index, text, so_far, template)
     # What follows the end token (a line feed, mostly) is the template's, not the model's.

@@ -56,27 +56,43 @@ def best_fit(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]
     chance.shuffle(order)
     order.sort(key=lambda row: -lengths[row])
     packs: list[list[int]] = []
-    spaces: list[int] = []  # The different spaces left in packs, ascending.
-    with_space: dict[int, list[int]] = {}
+    spaces = _Spaces()
     for row in order:
-        length = lengths[row]
-        at = bisect_left(spaces, length)
-        if at == len(spaces):
+        number, space = spaces.take(lengths[row]) or (len(packs), capacity)
+        if number == len(packs):
             packs.append([])
-            number, space = len(packs) - 1, capacity
-        else:
-            space = spaces[at]
-            number = with_space[space].pop()
-            if not with_space[space]:
-                del spaces[at], with_space[space]
         packs[number].append(row)
-        if left := space - length:
-            if left not in with_space:
-                with_space[left] = []
-                insort(spaces, left)
-            with_space[left].append(number)
+        spaces.put(number, space - lengths[row])
     chance.shuffle(packs)
     return packs
+
+
+class _Spaces:
+    """The space left in each open pack, found by size."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []  # The different ones, ascending.
+        self._packs: dict[int, list[int]] = {}
+
+    def take(self, length: int) -> tuple[int, int] | None:
+        """(pack, its space) of the smallest space that `length` fits; None when there is none."""
+        at = bisect_left(self._sizes, length)
+        if at == len(self._sizes):
+            return None
+        size = self._sizes[at]
+        number = self._packs[size].pop()
+        if not self._packs[size]:
+            del self._sizes[at], self._packs[size]
+        return number, size
+
+    def put(self, number: int, size: int) -> None:
+        """The pack has this much space now; a full one is closed."""
+        if not size:
+            return
+        if size not in self._packs:
+            self._packs[size] = []
+            insort(self._sizes, size)
+        self._packs[size].append(number)
 
 
 class _Rows:

@@ -9,48 +9,26 @@ Not for batches or order: `batches.py`. `load` and `load_validation` give the ro
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from configs.adapter import Objective
 from configs.dataset import DatasetSpec, Split
-from configs.errors import ConfigInvalid, DatasetInvalid, RunError
+from configs.errors import ConfigInvalid
 from train_loops.data.encoders import TOKEN_COLUMNS, Encoder, encoder
-from train_loops.data.pack import Packing, pack
+from train_loops.data.pack import Packing
 from train_loops.data.report import DataReport, SourceReport
-from train_loops.data.row_file import RowFile, open_row_file
-from train_loops.data.sources import Draw, Source, drawn, inspected
+from train_loops.data.row_file import RowFile
+from train_loops.data.sources import Source, inspected
 from train_loops.data.template import chat_template, load_tokenizer
+from train_loops.data.writing import ROW_FILES, Recipe, put_into_packs, write
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 REPORT_FILE = "report.json"
-ROW_FILES: dict[Split, str] = {"train": "tokens.arrow", "validation": "validation.arrow"}
-_BATCH_ROWS = 256
-_BATCH_CHARACTERS = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How files become rows."""
-
-    max_sequence_length: int
-    """Tokens of a row, and of a pack, at most."""
-    seed: int
-    objective: Objective = "sft"
-    packing: bool = False
-    validation_share: float = 0.0
-    """Share of the training rows that is held back."""
-
-
-class _Drawn(NamedTuple):
-    rendered: Any
-    times: int
-    split: Split
 
 
 def prepare(
@@ -78,21 +56,15 @@ def prepare(
         return _report(folder)
     recipe = Recipe(max_sequence_length, seed, objective, packing, validation_share)
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trust_remote_code)
-    encode = encoder(objective, tokenizer, max_sequence_length)
-    if packing and encode.columns is not TOKEN_COLUMNS:
-        raise ConfigInvalid(
-            f"objective {objective!r} compares whole answers, so its rows cannot be packed",
-            param="tuning_parameters.packing",
-            hint="Leave packing out.",
-        )
+    encode = _encoder(recipe, tokenizer)
     template = None if objective == "cpt" else chat_template(tokenizer).source
     sources = inspected(files, objective)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         unfinished = Path(scratch) / "data"
         unfinished.mkdir()
-        tally = _write(sources, encode, recipe, unfinished)
-        packs = _packed(tally, recipe, unfinished) if packing else {}
+        tally = write(sources, encode, recipe, unfinished)
+        packs = put_into_packs(tally, recipe, unfinished) if packing else {}
         report = _reported(tally, packs, sources, template)
         (unfinished / REPORT_FILE).write_text(report.model_dump_json(indent=2), "utf-8")
         return _published(unfinished, folder)
@@ -130,6 +102,17 @@ def load_validation(folder: Path) -> "Dataset | None":
     return Dataset.from_file(str(path)) if path.exists() else None
 
 
+def _encoder(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+    encode = encoder(recipe.objective, tokenizer, recipe.max_sequence_length)
+    if recipe.packing and encode.columns is not TOKEN_COLUMNS:
+        raise ConfigInvalid(
+            f"rows of objective {recipe.objective!r} cannot be packed: each is compared as a whole",
+            param="tuning_parameters.packing",
+            hint="Leave packing out.",
+        )
+    return encode
+
+
 def _report(folder: Path) -> DataReport:
     return DataReport.model_validate_json((folder / REPORT_FILE).read_text("utf-8"))
 
@@ -145,71 +128,11 @@ def _published(unfinished: Path, folder: Path) -> DataReport:
     return _report(folder)
 
 
-def _write(
-    sources: Sequence[Source], encode: Encoder, recipe: Recipe, folder: Path
-) -> dict[Split, RowFile]:
-    """Write all rows; the closed files, for their counts."""
-    splits: list[Split] = ["train"]
-    if recipe.validation_share or any(s.spec.split == "validation" for s in sources):
-        splits.append("validation")
-    draws = drawn(sources, recipe.objective, recipe.validation_share, recipe.seed)
-    with ExitStack() as open_files:
-        files: dict[Split, RowFile] = {
-            split: open_files.enter_context(
-                open_row_file(folder / ROW_FILES[split], encode.columns)
-            )
-            for split in splits
-        }
-        for batch in _batches(_rendered(draw, encode) for draw in draws):
-            encoded = encode.encode([row.rendered for row in batch])
-            for split, file in files.items():
-                pairs = zip(encoded, batch, strict=True)
-                file.append((item, row.times) for item, row in pairs if row.split == split)
-    for split, file in files.items():
-        if not file.rows:
-            raise _nothing_left(file, split, recipe)
-    return files
-
-
-def _rendered(draw: Draw, encode: Encoder) -> _Drawn:
-    try:
-        return _Drawn(encode.render(draw.sample.content), draw.times, draw.split)
-    except RunError as error:
-        raise type(error)(
-            f"{draw.sample.place}: {error.message}", error.param, error.hint
-        ) from error
-
-
-def _batches(rows: Iterable[_Drawn]) -> Iterator[list[_Drawn]]:
-    """Groups for the tokenizer, bounded in rows and in text."""
-    batch: list[_Drawn] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += sum(len(part) for part in row.rendered if isinstance(part, str))
-        if len(batch) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _packed(tally: dict[Split, RowFile], recipe: Recipe, folder: Path) -> dict[Split, Packing]:
-    """Put packs in the place of the rows."""
-    packs: dict[Split, Packing] = {}
-    for split in tally:
-        path = folder / ROW_FILES[split]
-        unpacked = path.rename(folder / f"{split}-rows.arrow")
-        packs[split] = pack(unpacked, path, recipe.max_sequence_length, recipe.seed)
-        unpacked.unlink()
-    return packs
-
-
 def _reported(
     tally: dict[Split, RowFile],
     packs: dict[Split, Packing],
     sources: Sequence[Source],
-    template: Any,
+    template: Literal["model", "default"] | None,
 ) -> DataReport:
     train, validation = tally["train"], tally.get("validation")
     train_packs, validation_packs = packs.get("train"), packs.get("validation")
@@ -229,15 +152,4 @@ def _reported(
         validation_packs=validation_packs.packs if validation_packs else None,
         chat_template=template,
         sources=[source.report for source in sources],
-    )
-
-
-def _nothing_left(file: RowFile, split: Split, recipe: Recipe) -> DatasetInvalid:
-    purpose = "train" if split == "train" else "evaluate"
-    return DatasetInvalid(
-        f"nothing to {purpose} on: none of the {file.dropped_rows} rows has a token of the "
-        f"assistant within max_sequence_length {recipe.max_sequence_length} (the longest row has "
-        f"{file.longest_row_tokens} tokens)",
-        param="tuning_parameters.max_sequence_length",
-        hint="Raise max_sequence_length, or shorten the text before the first answer.",
     )
