@@ -31,7 +31,7 @@ GRPO = {"reward_functions": ["short_answer"], "generations": 2, "max_completion_
 def _row(objective: str, question: str, number: int) -> dict[str, Any]:
     good, bad = "It is " + "small " * (1 + number % 3), "I do not know the answer"
     pair = {"prompt": question, "chosen": good, "rejected": bad}
-    return {
+    rows: dict[str, dict[str, Any]] = {
         "sft": {"prompt": question, "completion": good},
         "cpt": {"text": f"{question} {good}"},
         "dpo": pair,
@@ -39,7 +39,8 @@ def _row(objective: str, question: str, number: int) -> dict[str, Any]:
         "reward": pair,
         "kto": {"prompt": question, "completion": good, "label": bool(number % 2)},
         "grpo": {"prompt": question, "reference": "small"},
-    }[objective]
+    }
+    return rows[objective]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Cells:
         source = self.home / f"{name}.jsonl"
         source.write_text("\n".join(lines) + "\n")
         prepare(
-            [(DatasetSpec(source="file:///rows.jsonl"), source)],
+            [(DatasetSpec.model_validate({"source": "file:///rows.jsonl"}), source)],
             self.model_folder,
             max_sequence_length=tuning.max_sequence_length,
             seed=0,

@@ -29,7 +29,10 @@ def arguments(plan: Plan, output_dir: Path, *, world_size: int) -> Any:
     """
     objective = plan.spec.customization.objective
     settings = _common(plan, output_dir) | _sharding(plan, world_size)
-    return _MAKERS[objective](plan, settings)
+    made = _MAKERS[objective](plan, settings)
+    if "deepspeed" in settings:
+        _join_deepspeed(plan)
+    return made
 
 
 def _common(plan: Plan, output_dir: Path) -> dict[str, Any]:
@@ -147,9 +150,7 @@ def _sharding(plan: Plan, world_size: int) -> dict[str, Any]:
     _needs_compiler()
     if world_size == 1:
         _alone_as_a_group()
-    # accelerate leaves DeepSpeed out, without a word, where `use_cpu` is set; with no GPU in sight
-    # it takes the CPU anyway.
-    return {"deepspeed": deepspeed_config(sharding(plan)), "use_cpu": False}
+    return {"deepspeed": deepspeed_config(sharding(plan))}
 
 
 def _fsdp2(plan: Plan) -> dict[str, Any]:
@@ -172,6 +173,14 @@ def deepspeed_config(spec: ShardingSpec) -> dict[str, Any]:
         if spec.strategy == "zero3":
             zero["offload_param"] = {"device": "cpu"}
     return config
+
+
+def _join_deepspeed(plan: Plan) -> None:
+    """DeepSpeed takes over the group that exists; on CPU accelerate leaves that to later, too late
+    for ZeRO-3, which spreads the weights while they are loaded."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo" if plan.device == "cpu" else "nccl")
 
 
 def _needs_compiler() -> None:
