@@ -1,0 +1,137 @@
+"""Runs of the `automodel` engine on a very small model, for its tests. No test of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.job import Order
+from configs.settings import Settings
+from tests.train_loops.plans import OrderingReporter
+from tests.train_loops.plans import plan as resolved
+from train_loops.data.batches import Batch, collate
+from train_loops.data.prepare import load_validation
+from train_loops.engines.base import Inputs, TrainLoop, find_engine
+from train_loops.inputs import fetch
+from train_loops.plan import Plan
+from train_loops.run import run
+
+TUNING = {"batch_size": 4, "micro_batch_size": 2, "max_steps": 3, "learning_rate": 1e-2}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One machine: its folders, and runs on it."""
+
+    file_root: Path
+    model_root: Path
+    home: Path
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            _env_file=None, home=self.home, file_root=self.file_root, model_root=self.model_root
+        )
+
+    def plan(
+        self, job_id: str, method: str = "lora", engine: str = "automodel", **changes: Any
+    ) -> Plan:
+        custom = {"method": method, **changes.pop("customization", {})}
+        return resolved(
+            f"file://{self.file_root}",
+            job_id=job_id,
+            engine=engine,
+            customization=custom,
+            tuning_parameters={**TUNING, **changes.pop("tuning", {})},
+            **changes,
+        )
+
+    def run(self, plan: Plan, reporter: OrderingReporter | None = None) -> Order:
+        return run(plan, self.settings, reporter or OrderingReporter())
+
+    def metrics(self, plan: Plan) -> list[dict[str, Any]]:
+        lines = (path(plan.log_uri) / "metrics.jsonl").read_text().splitlines()
+        return [found for line in lines if "train_loss" in (found := json.loads(line))]
+
+    def losses(self, plan: Plan) -> list[float]:
+        return [line["train_loss"] for line in self.metrics(plan)]
+
+    def trained(self, plan: Plan) -> list[float]:
+        """Losses of a whole run."""
+        assert self.run(plan).stop is None
+        return self.losses(plan)
+
+    def inputs(self, plan: Plan, rank: int = 0) -> Inputs:
+        return fetch(plan, self.settings, None, worker=f"rank-{rank}")
+
+    def loop(self, plan: Plan, rank: int = 0, world_size: int = 1) -> TrainLoop:
+        """A loop of one rank, in this process."""
+        inputs = self.inputs(plan, rank)
+        return find_engine("automodel").build(plan, inputs, rank=rank, world_size=world_size)
+
+    def validation_batch(self, plan: Plan) -> Batch:
+        """All validation rows in one."""
+        rows = load_validation(self.inputs(plan).data_folder)
+        assert rows is not None
+        return collate(list(rows))
+
+    def base_model(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.model_root / "tiny-llama")
+
+    def torchrun(self, module: str, arguments: list[str]) -> str:
+        """The module on two ranks; what both print."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+        command += [f"--master-port={port}", "-m", module, *arguments]
+        ran = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | self._environment(),
+            check=False,
+            cwd=Path(__file__).parents[2],
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        return ran.stdout
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "OMP_NUM_THREADS": "1",
+            "TRAINER_HOME": str(self.home),
+            "TRAINER_FILE_ROOT": str(self.file_root),
+            "TRAINER_MODEL_ROOT": str(self.model_root),
+        }
+
+
+def path(uri: str) -> Path:
+    """The local file of a `file://` URI."""
+    return Path(uri.removeprefix("file://"))
+
+
+def results(plan: Plan) -> Path:
+    """Where the run of `plan` published."""
+    return path(plan.results_uri)
+
+
+def logits(model: Any) -> torch.Tensor:
+    """What `model` says to a fixed row."""
+    with torch.no_grad():
+        out: torch.Tensor = model.eval()(input_ids=torch.arange(5, 25)[None]).logits
+    return out
+
+
+def loss_of(model: Any, batch: Batch) -> float:
+    """Transformers' own loss: nats per trainable token."""
+    with torch.no_grad():
+        return float(model.eval()(**batch, use_cache=False).loss)
