@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from configs.errors import TrainerError
+from configs.names import BACKENDS, Backend
 from configs.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, help=__doc__)
@@ -38,7 +39,7 @@ def up() -> None:
     print(f"S3 endpoint: {state.s3_endpoint}, bucket {assets.BUCKET}. Try:\n")
     print(
         f"curl -s{token} -H 'Content-Type: application/json' "
-        f"-d @configs/examples/02-lora-hf-unsloth.json {state.base_url}/hf-unsloth/train\n"
+        f"-d @configs/examples/01-lora-every-api.json {state.base_url}/hf-unsloth/train\n"
     )
     if token and "TRAINER_API_TOKEN" not in os.environ:
         print("The token is in .env; let the shell read it first: set -a; . ./.env; set +a")
@@ -57,11 +58,15 @@ def down() -> None:
 
 
 @app.command()
-def demo() -> None:
-    """Run one fine-tuning job all the way and compare base and tuned answers."""
+def demo(
+    api: Annotated[
+        Backend | None, typer.Option(help="One API only; all three when left out.")
+    ] = None,
+) -> None:
+    """Run a fine-tuning job on each API all the way; compare base and tuned models."""
     from serve_app.local import demo as show
 
-    show.run(Settings(), _progress)
+    show.run(Settings(), _progress, BACKENDS if api is None else (api,))
 
 
 def _as_interrupt(_number: int, _frame: Any) -> None:

@@ -22,6 +22,7 @@ BUCKET = "trainer-demo"
 PROJECT = "users/demo/projects/faq/"
 MODEL_PREFIX = "models/demo-llama/"
 DATASET = "finetuning_faq.jsonl"
+HELD_OUT = "finetuning_faq.heldout.jsonl"
 DATASET_URI = f"s3://{BUCKET}/{PROJECT}ingestion/{DATASET}"
 MODEL_URI = f"s3://{BUCKET}/{MODEL_PREFIX.rstrip('/')}"
 
@@ -31,9 +32,14 @@ def model_folder(settings: Settings) -> Path:
     return settings.home.absolute() / "models" / "demo-llama"
 
 
-def dataset_file() -> Path:
-    """The dataset that ships with the project."""
-    return Path(str(files("configs") / "examples" / "data" / DATASET))
+def dataset_file(name: str = DATASET) -> Path:
+    """A dataset that ships with the project."""
+    return Path(str(files("configs") / "examples" / "data" / name))
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a dataset that ships with the project."""
+    return [json.loads(line) for line in dataset_file(name).read_text().splitlines()]
 
 
 class ModelBuild:

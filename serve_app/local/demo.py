@@ -1,39 +1,44 @@
-"""One fine-tuning job all the way, for a newcomer to watch: submit, train, callbacks, compare.
+"""One fine-tuning job on each API, all the way, for a newcomer to watch: submit, train, callbacks,
+compare.
 
 Runs on a stack of its own (own home folder, free port), so that it disturbs no running service.
 """
 
 import json
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from configs.errors import InternalError
 from configs.job import Job, JobStatus
+from configs.names import BACKENDS, Backend
 from configs.settings import Settings
 from serve_app.client import TrainerClient
 from serve_app.local import assets
-from serve_app.local.compare import compare, download_adapter
+from serve_app.local.compare import Comparison, compare, download_adapter
 from serve_app.local.processes import free_port
 from serve_app.local.receiver import WebhookReceiver
 from serve_app.local.stack import LocalStack, StackState
 
 POLL_S = 0.3
 CALLBACK_INTERVAL_S = 5.0
-EXAMPLE = "02-lora-hf-unsloth.json"
-PROMPTS_SHOWN = 4
+EXAMPLE = "01-lora-every-api.json"
+WORKERS: Mapping[Backend, int] = {"nemo": 1, "meta": 2, "hf-unsloth": 1}
+PROMPTS_SHOWN = 3
 
 
-def run(settings: Settings, console: Console) -> Job:
-    """The whole demo; the finished job. What it started ends with it, on Ctrl-C too.
+def run(settings: Settings, console: Console, apis: Sequence[Backend] = BACKENDS) -> list[Job]:
+    """The whole demo; a finished job of each API. What it started ends with it, on Ctrl-C too.
 
     Raises:
-        InternalError: the job did not succeed.
+        InternalError: a job did not succeed.
     """
     own = settings.model_copy(
         update={
@@ -51,10 +56,10 @@ def run(settings: Settings, console: Console) -> Job:
         build.wait()
         assets.upload(state, build.folder)
         with WebhookReceiver() as receiver:
-            job = _train(own, state, receiver.url, console)
-            _show_callbacks(receiver, console)
-        _show_results(state, job, build.folder, own.home, console)
-        return job
+            jobs = _train(own, state, receiver.url, apis, console)
+            _show_callbacks(receiver, jobs, console)
+        _show_results(state, jobs, build.folder, own.home, console)
+        return jobs
     finally:
         console.print("· stopping what was started")
         build.stop()
@@ -67,35 +72,59 @@ def example(name: str) -> dict[str, Any]:
     return request
 
 
-def _train(settings: Settings, state: StackState, webhook: str, console: Console) -> Job:
+def _train(
+    settings: Settings, state: StackState, webhook: str, apis: Sequence[Backend], console: Console
+) -> list[Job]:
     token = settings.api_token.get_secret_value() if settings.api_token else None
-    request = {**example(EXAMPLE), "callbacks": {"webhook_url": webhook}}
-    with TrainerClient(state.base_url, token=token, backend="hf-unsloth") as client:
-        job = client.submit(request)
-        console.print(f"· submitted [bold]{job.job_id}[/bold] to {state.base_url}/hf-unsloth/train")
-        job = _watch(client, job, console)
-    if job.status is not JobStatus.SUCCEEDED:
-        raise InternalError(f"the job ended as {job.status}: {job.detail}")
-    return job
+    with ExitStack() as stack:
+        clients = {
+            api: stack.enter_context(TrainerClient(state.base_url, token=token, backend=api))
+            for api in apis
+        }
+        jobs = {}
+        for api, client in clients.items():
+            jobs[api] = client.submit(_request(webhook, WORKERS[api]))
+            address = f"{state.base_url}/{api}/train"
+            console.print(f"· submitted [bold]{jobs[api].job_id}[/bold] to {address}")
+        jobs = _watch(clients, jobs, console)
+    for job in jobs.values():
+        if job.status is not JobStatus.SUCCEEDED:
+            raise InternalError(f"{job.job_id} ended as {job.status}: {job.detail}")
+    return list(jobs.values())
 
 
-def _watch(client: TrainerClient, job: Job, console: Console) -> Job:
+def _request(webhook: str, workers: int) -> dict[str, Any]:
+    request = example(EXAMPLE)
+    resources = {**request["resources"], "workers": workers}
+    return {**request, "resources": resources, "callbacks": {"webhook_url": webhook}}
+
+
+def _watch(
+    clients: Mapping[Backend, TrainerClient], jobs: Mapping[Backend, Job], console: Console
+) -> dict[Backend, Job]:
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
         TextColumn("{task.fields[numbers]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(job.status, total=100, numbers="")
-        while not job.status.terminal:
+    now = dict(jobs)
+    with Progress(*columns, console=console) as bars:
+        tasks = {api: bars.add_task(api, total=100, numbers="") for api in now}
+        while not all(job.status.terminal for job in now.values()):
             time.sleep(POLL_S)
-            job = client.get(job.job_id)
-            bar.update(
-                task,
-                completed=job.progress.percent,
-                description=f"{job.status} ({job.phase.replace('_', ' ')})",
-                numbers=numbers(job),
-            )
-    return job
+            for api, job in now.items():
+                if not job.status.terminal:
+                    now[api] = clients[api].get(job.job_id)
+                    _show_progress(bars, tasks[api], now[api])
+    return now
+
+
+def _show_progress(bars: Progress, task: TaskID, job: Job) -> None:
+    bars.update(
+        task,
+        completed=job.progress.percent,
+        description=f"{job.backend} · {job.engine} · {job.status} ({job.phase.replace('_', ' ')})",
+        numbers=numbers(job),
+    )
 
 
 def numbers(job: Job) -> str:
@@ -110,38 +139,57 @@ def numbers(job: Job) -> str:
     )
 
 
-def _show_callbacks(receiver: WebhookReceiver, console: Console) -> None:
+def _show_callbacks(receiver: WebhookReceiver, jobs: Sequence[Job], console: Console) -> None:
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and not _told_of_the_end(receiver):
+    while time.monotonic() < deadline and not _told_of_the_ends(receiver, jobs):
         time.sleep(0.1)
-    events = [body["event"] for body in receiver.bodies]
-    changes = " → ".join(event for event in events if event != "progress")
-    console.print(
-        f"· {len(events)} callbacks received: {changes}; progress × {events.count('progress')}"
-    )
+    for job in jobs:
+        events = [body["event"] for body in receiver.bodies if body["job_id"] == job.job_id]
+        changes = " → ".join(event for event in events if event != "progress")
+        console.print(
+            f"· {len(events)} callbacks of {job.job_id}: {changes}; "
+            f"progress × {events.count('progress')}"
+        )
 
 
-def _told_of_the_end(receiver: WebhookReceiver) -> bool:
-    return any(body["status"] == JobStatus.SUCCEEDED for body in receiver.bodies)
+def _told_of_the_ends(receiver: WebhookReceiver, jobs: Sequence[Job]) -> bool:
+    told = {b["job_id"] for b in receiver.bodies if b["status"] == JobStatus.SUCCEEDED}
+    return told >= {job.job_id for job in jobs}
 
 
-def _show_results(state: StackState, job: Job, base: Path, home: Path, console: Console) -> None:
-    losses = [line["train_loss"] for line in assets.metrics(state, job)]
-    console.print(
-        f"· loss {losses[0]:.3f} → {losses[-1]:.3f} over {len(losses)} steps "
-        f"(first to last, nats per token)"
-    )
-    adapter = download_adapter(state, job, home / "adapters" / job.job_id)
-    lies = next(a.uri for a in job.artifacts if a.name.endswith("adapter_model.safetensors"))
-    console.print(f"· the adapter lies at {lies}\n  and, to keep, in {adapter}")
-    console.print("· loading it back with PEFT\n")
-    table = Table("question", "base model", "tuned model", show_lines=True)
-    for answer in compare(base, adapter, _prompts()):
-        table.add_row(*answer)
-    console.print(table)
+def _show_results(
+    state: StackState, jobs: Sequence[Job], base: Path, home: Path, console: Console
+) -> None:
+    adapters = {}
+    for job in jobs:
+        losses = [line["train_loss"] for line in assets.metrics(state, job)]
+        adapters[_name(job)] = download_adapter(state, job, home / "adapters" / job.job_id)
+        lies = next(a.uri for a in job.artifacts if a.name.endswith("adapter_model.safetensors"))
+        console.print(
+            f"· {job.backend}: loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} steps "
+            f"(nats per token)\n  the adapter lies at {lies}\n"
+            f"  and, to keep, in {adapters[_name(job)]}"
+        )
+    console.print("· loading the adapters back with PEFT\n")
+    held_out = [row["messages"] for row in assets.rows(assets.HELD_OUT)]
+    found = compare(base, adapters, _prompts(), held_out)
+    console.print(_table(found, _prompts()))
+
+
+def _name(job: Job) -> str:
+    workers = job.resources.worker_count
+    return f"{job.backend} ({job.engine}, {workers} worker{'s' if workers > 1 else ''})"
+
+
+def _table(found: Sequence[Comparison], prompts: Sequence[str]) -> Table:
+    table = Table("", *(one.model for one in found), show_lines=True)
+    table.add_row("held-out loss", *(f"{one.held_out_loss:.3f}" for one in found))
+    for index, prompt in enumerate(prompts):
+        table.add_row(prompt, *(one.answers[index] for one in found))
+    return table
 
 
 def _prompts() -> list[str]:
-    rows = [json.loads(line) for line in assets.dataset_file().read_text().splitlines()]
+    rows = assets.rows(assets.DATASET)
     plain = [row["messages"] for row in rows if row["messages"][0]["role"] == "user"]
     return [m[0]["content"] for m in plain[:: max(1, len(plain) // PROMPTS_SHOWN)]][:PROMPTS_SHOWN]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from configs.capabilities import choose_engine
-from configs.names import BACKENDS
+from configs.names import BACKENDS, Backend
 from configs.request import TrainRequest
 
 FOLDER = Path(str(files("configs"))) / "examples"
@@ -30,15 +30,21 @@ def test_an_example_holds_no_secret_and_calls_nobody(name: str) -> None:
     assert example(name).callbacks is None
 
 
+@pytest.mark.parametrize(
+    ("backend", "engine"), [("nemo", "automodel"), ("meta", "fsdp2"), ("hf-unsloth", "trl")]
+)
+def test_the_first_example_trains_for_real_on_every_api(backend: Backend, engine: str) -> None:
+    assert choose_engine(example(FIRST), backend).engine == engine
+
+
+def test_the_second_example_is_proxied_from_meta_to_nemo() -> None:
+    choice = choose_engine(example(OTHERS[0]), "meta")
+    assert (choice.engine, choice.proxied_to) == ("automodel", "nemo")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_first_example_is_accepted_by_every_api(backend: str) -> None:
-    (known,) = (name for name in BACKENDS if name == backend)
-    assert choose_engine(example(FIRST), known).engine == "simulated"
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_other_examples_train_for_real_on_hf_unsloth(name: str) -> None:
-    assert choose_engine(example(name), "hf-unsloth").engine != "simulated"
+def test_the_third_example_is_simulated_on_every_api(backend: Backend) -> None:
+    assert choose_engine(example(OTHERS[1]), backend).engine == "simulated"
 
 
 def test_every_example_asks_for_no_gpu() -> None:
