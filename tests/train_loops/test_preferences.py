@@ -161,6 +161,12 @@ def test_labels_of_one_kind_are_refused(tmp_path: Path) -> None:
         prepared(tmp_path, [JUDGED, JUDGED], "kto")
 
 
+def test_labels_of_one_kind_that_are_left_are_refused(tmp_path: Path) -> None:
+    rows = [JUDGED, {**JUDGED, "prompt": LONG, "label": False}]
+    with pytest.raises(DatasetInvalid, match="all 1 rows that are left to train on have the label"):
+        prepared(tmp_path, rows, "kto", max_sequence_length=32)
+
+
 def test_labels_may_be_texts_and_the_report_says_so(tmp_path: Path) -> None:
     saved_tokenizer(tmp_path, CHATML)
     path = tmp_path / "a.csv"
@@ -191,13 +197,10 @@ LONG = "four " * 40
 def test_rows_over_the_length_are_counted(
     objective: str, row: Any, kept: int, truncated: int, dropped: int, tmp_path: Path
 ) -> None:
-    other = {"label": False} if objective == "kto" else {}
-    short = {
-        key: value for key, value in {**PAIR, **JUDGED, **other}.items() if objective != "grpo"
-    }
-    fine = {**short, "prompt": "Why?"}
-    rows, report = prepared(tmp_path, [row, fine], objective, max_sequence_length=32)
-    assert len(rows) == report.rows == kept + 1
+    fine = {"grpo": [{"prompt": "Why?"}], "kto": [JUDGED, {**JUDGED, "label": False}]}
+    short = fine.get(objective, [PAIR])
+    rows, report = prepared(tmp_path, [row, *short], objective, max_sequence_length=32)
+    assert len(rows) == report.rows == kept + len(short)
     assert (report.truncated_rows, report.dropped_rows) == (truncated, dropped)
 
 

@@ -151,7 +151,7 @@ def test_rows_whose_answer_is_cut_off_are_dropped_and_counted(
 
 def test_nothing_to_train_on_says_what_to_do(tmp_path: Path, tokenizer_folder: Path) -> None:
     rows = [{"prompt": "long " * 100, "completion": "Answer."}]
-    with pytest.raises(DatasetInvalid, match="none of the 1 rows has a token") as caught:
+    with pytest.raises(DatasetInvalid, match="none of the 1 rows has anything to learn") as caught:
         prepared([dataset(tmp_path, "a.jsonl", rows)], tmp_path, max_sequence_length=64)
     assert "Raise max_sequence_length" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()

@@ -48,6 +48,8 @@ class RowFile:
         self.tokens = 0
         self.trainable_tokens = 0
         self.longest_row_tokens = 0
+        self.flags: set[bool] = set()
+        """The values that occur in a column of flags."""
 
     def append(self, encoded: Iterable[tuple[Encoded, int]]) -> None:
         """Write each row as often as its number says; what has nothing to learn is dropped."""
@@ -59,6 +61,9 @@ class RowFile:
         """Write rows that are counted elsewhere, given column by column."""
         import pyarrow
 
+        for column, field in zip(columns, self._schema, strict=True):
+            if field.type == pyarrow.bool_():
+                self.flags.update(column)
         arrays = [
             pyarrow.array(column, type=field.type)
             for column, field in zip(columns, self._schema, strict=True)

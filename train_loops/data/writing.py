@@ -44,7 +44,8 @@ def write(
     """Write all rows below `folder`; the closed files, for their counts.
 
     Raises:
-        DatasetInvalid, ConfigInvalid: a row cannot be rendered, or no row is left.
+        DatasetInvalid, ConfigInvalid: a row cannot be rendered, or no row is left, or, for
+            `kto`, none of one label.
     """
     splits: list[Split] = ["train"]
     if recipe.validation_share or any(s.spec.split == "validation" for s in sources):
@@ -65,6 +66,8 @@ def write(
     for split, file in files.items():
         if not file.rows:
             raise _nothing_left(file, split, recipe)
+    if recipe.objective == "kto" and len(files["train"].flags) == 1:
+        raise _one_label(files["train"])
     return files
 
 
@@ -107,9 +110,19 @@ def put_into_packs(
 def _nothing_left(file: RowFile, split: Split, recipe: Recipe) -> DatasetInvalid:
     purpose = "train" if split == "train" else "evaluate"
     return DatasetInvalid(
-        f"nothing to {purpose} on: none of the {file.dropped_rows} rows has a token of the "
-        f"assistant within max_sequence_length {recipe.max_sequence_length} (the longest row has "
+        f"nothing to {purpose} on: none of the {file.dropped_rows} rows has anything to learn "
+        f"within max_sequence_length {recipe.max_sequence_length} (the longest row has "
         f"{file.longest_row_tokens} tokens)",
         param="tuning_parameters.max_sequence_length",
         hint="Raise max_sequence_length, or shorten the text before the first answer.",
+    )
+
+
+def _one_label(file: RowFile) -> DatasetInvalid:
+    left = str(next(iter(file.flags))).lower()
+    return DatasetInvalid(
+        f"all {file.rows} rows that are left to train on have the label {left}: the others were "
+        "held back, weighted out or too long",
+        param="datasets",
+        hint="Add rows of the other label, raise max_sequence_length, or hold fewer rows back.",
     )
