@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from configs.errors import ConfigInvalid
+from configs.errors import ConfigInvalid, ModelAccess
 from configs.job import Order
 from configs.settings import Settings
 from tests.train_loops import two_ranks
@@ -189,6 +190,17 @@ def test_a_run_ends_with_its_epochs_when_they_come_first(bench: Bench) -> None:
 def test_an_unknown_target_module_is_a_wrong_setting_and_leaves_no_group(bench: Bench) -> None:
     plan = bench.plan("unknown", customization={"lora": {"target_modules": ["no_such_layer"]}})
     with pytest.raises(ConfigInvalid, match="no_such_layer"):
+        bench.run(plan)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x00\x00\x00\x00\x00\x00\x00not json"])
+def test_broken_weights_are_an_unreadable_model(content: bytes, bench: Bench) -> None:
+    folder = bench.model_root / f"broken-llama-{len(content)}"
+    shutil.copytree(bench.model_root / "tiny-llama", folder)
+    (folder / "model.safetensors").write_bytes(content)
+    plan = bench.plan(folder.name, base_model={"model_name": folder.name})
+    with pytest.raises(ModelAccess, match="could not be loaded"):
         bench.run(plan)
     assert not dist.is_initialized()
 

@@ -115,16 +115,29 @@ def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
 
     set_seed(plan.tuning.seed)
     model, tokenizer = causal_lm.load_base(plan, inputs.model_folder)
+    pissa = plan.spec.customization.method == "pissa"
+    if pissa:
+        # Its singular value decompositions take hours on CPU.
+        model.to(group.device)
     model = causal_lm.with_adapter(model, plan)
-    initial = None
-    if plan.spec.customization.method == "pissa" and group.rank == 0:
-        drawn = causal_lm.adapter_weights(model)
-        initial = {name: weight.detach().clone() for name, weight in drawn.items()}
+    initial = _agreed_adapter(model, group) if pissa else None
     shard(model, plan, group)
     # So that ranks drop other inputs of their adapters, and rank 0 those of a run alone.
     set_seed(plan.tuning.seed + group.rank)
     rows, _ = load(inputs.data_folder)
     return Fsdp2Loop(plan, group, model, tokenizer, rows, inputs.data_folder, initial)
+
+
+def _agreed_adapter(model: Any, group: Group) -> "dict[str, torch.Tensor]":
+    """Give every rank rank 0's weights, and that adapter, on CPU: two machines may decompose one
+    matrix differently, and shards of two decompositions do not fit together."""
+    import torch.distributed as dist
+
+    if group.world_size > 1:
+        for weight in model.parameters():
+            dist.broadcast(weight.data, src=0)
+    drawn = causal_lm.adapter_weights(model)
+    return {name: weight.detach().cpu().clone() for name, weight in drawn.items()}
 
 
 def shard(model: Any, plan: Plan, group: Group) -> None:
@@ -320,11 +333,14 @@ def token_nll(model: Any, batch: "Batch") -> "torch.Tensor":
     nats, fp32."""
     from torch.nn.functional import cross_entropy
 
+    from train_loops.data.mask import IGNORED
+
     inputs = {name: values for name, values in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False).logits
-    return cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), reduction="sum"
-    )
+    logits = model(**inputs, use_cache=False).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    # Only what is learnt becomes fp32: with large vocabularies, logits are most of the memory.
+    learnt = labels != IGNORED
+    return cross_entropy(logits[learnt].float(), labels[learnt], reduction="sum")
 
 
 def trainable_in(batch: "Batch") -> int:
