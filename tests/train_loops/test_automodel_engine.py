@@ -22,7 +22,7 @@ from tests.train_loops import two_ranks
 from tests.train_loops.automodel_bench import Bench, logits, loss_of, results
 from tests.train_loops.plans import OrderingReporter
 from train_loops.data.prepare import load
-from train_loops.engines.automodel import for_recipe
+from train_loops.engines.automodel import for_recipe, rate_of_step
 from train_loops.engines.automodel_cpu import without_gpu
 from train_loops.engines.base import Metrics
 from train_loops.inputs import job_folder
@@ -31,8 +31,17 @@ from train_loops.run import run
 
 ADAPTERS = ["lora", "qlora"]
 METHODS = [*ADAPTERS, "full"]
-DROPOUT = {"customization": {"lora": {"rank": 4, "dropout": 0.2}}}
-HELD_BACK = {"tuning": {"validation_share": 0.25}}
+DROPOUT: dict[str, Any] = {"customization": {"lora": {"rank": 4, "dropout": 0.2}}}
+HELD_BACK: dict[str, Any] = {"tuning": {"validation_share": 0.25}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model is faster on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,8 @@ def trained(bench: Bench) -> dict[str, Plan]:
 
 def weights(plan: Plan) -> dict[str, torch.Tensor]:
     """What a run published."""
-    return load_file(next(results(plan).rglob("*.safetensors")))
+    found: dict[str, torch.Tensor] = load_file(next(results(plan).rglob("*.safetensors")))
+    return found
 
 
 def assert_same_weights(one: Plan, other: Plan) -> None:
@@ -94,6 +104,23 @@ def test_schedule_decay_and_clipping_are_those_of_the_trl_engine(
     for name in ("learning_rate", "train_loss", "grad_norm"):
         expected = [line[name] for line in theirs]
         assert [line[name] for line in ours] == pytest.approx(expected, abs=1e-3), name
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "constant_with_warmup"])
+def test_each_rate_is_that_of_transformers_own_schedule(schedule: str, bench: Bench) -> None:
+    from transformers import get_scheduler
+
+    warmup = 0.0 if schedule == "constant" else 0.3
+    tuning = {"lr_scheduler": schedule, "warmup_ratio": warmup}
+    rate = rate_of_step(bench.plan("rates", tuning=tuning), 7)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = get_scheduler(schedule, optimizer, math.ceil(7 * warmup), 7)
+    expected = []
+    for _ in range(7):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert [rate(step) for step in range(7)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -255,7 +282,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(bench: Bench, tmp_path: Path
 
 
 def test_evaluation_is_the_mean_over_tokens_and_leaves_training_as_it_was(bench: Bench) -> None:
-    how: dict[str, Any] = {**DROPOUT, **HELD_BACK}
+    how = {**DROPOUT, **HELD_BACK}
     undisturbed = bench.trained(bench.plan("undisturbed", **how))
     plan = bench.plan("evaluated", **how)
     loop = bench.loop(plan)
@@ -398,6 +425,7 @@ def main(folder: Path) -> None:
         shared = Plan.model_validate_json((folder / f"{name}.json").read_text())
         run(shared, settings, OrderingReporter())
     rank = int(os.environ["RANK"])
+    assert settings.file_root is not None and settings.model_root is not None
     bench = Bench(settings.file_root, settings.model_root, settings.home)
     plan = Plan.model_validate_json((folder / "both.json").read_text())
     loop = bench.loop(plan, rank, world_size=2)

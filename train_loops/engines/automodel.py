@@ -179,8 +179,7 @@ class AutomodelLoop:
         """Over all data-parallel ranks."""
         import torch
 
-        total = torch.tensor(value, dtype=torch.float64, device=self._recipe.dist_env.device)
-        return float(self._recipe._dp_allreduce(total))
+        return float(self._recipe._dp_allreduce(torch.tensor(value, dtype=torch.float64)))
 
 
 def rate_of_step(plan: Plan, total_steps: int) -> Any:

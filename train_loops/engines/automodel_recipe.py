@@ -190,7 +190,8 @@ def _peft(plan: Plan) -> dict[str, Any]:
         "dropout_position": "pre",
         "lora_A_init": "uniform",
         "lora_dtype": "float32",
-        "use_triton": plan.device == "cuda",
+        # In fp32 its kernels would multiply in TF32.
+        "use_triton": plan.device == "cuda" and plan.spec.customization.precision == "bf16",
     }
 
 

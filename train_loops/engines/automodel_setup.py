@@ -26,9 +26,10 @@ def recipe_of(config: dict[str, Any], plan: Plan) -> Any:
     # In the place where the recipe keeps what its `dataset` section builds.
     typed.dataloader = NoRows()
     recipe = train_ft.TrainFinetuneRecipeForNextTokenPrediction(typed)
-    # It would print the configuration, with this machine's paths, and reshape the process's log.
-    recipe._log_experiment_details = lambda: None
+    # They would write this machine's paths into the run's log.
+    recipe._log_experiment_details = recipe._log_library_versions = lambda: None
     try:
+        # `setup_logging` would reshape the process's log, which is the worker's.
         with without_gpu(), replaced(train_ft, "setup_logging", lambda: None):
             recipe.setup()
     except (OSError, ValueError, KeyError) as error:
