@@ -1,14 +1,9 @@
-"""Real trainings on PyTorch's own tools: against the trl engine, on two ranks, over checkpoints."""
+"""Real trainings on PyTorch's own tools: every method, against the trl engine, over checkpoints."""
 
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +12,16 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import ConfigInvalid, ModelAccess
-from configs.job import Order
-from configs.settings import Settings
-from tests.train_loops import two_ranks
+from tests.train_loops.fsdp2_bench import Bench, base_model, loss_of, results, validation_batch
 from tests.train_loops.plans import OrderingReporter
-from tests.train_loops.plans import plan as resolved
-from train_loops.data.batches import Batch, collate
-from train_loops.data.prepare import load, load_validation
-from train_loops.engines.base import Inputs, TrainLoop, find_engine
-from train_loops.engines.fsdp2 import token_nll, trainable_in
-from train_loops.inputs import fetch, job_folder
+from train_loops.data.batches import collate
+from train_loops.data.prepare import load
+from train_loops.engines.fsdp2_model import token_nll
 from train_loops.plan import Plan
-from train_loops.run import run
 
 ADAPTERS = ["lora", "dora", "rslora", "pissa"]
 METHODS = [*ADAPTERS, "full"]
-TUNING = {"batch_size": 4, "micro_batch_size": 2, "max_steps": 4, "learning_rate": 1e-2}
 DROPOUT = {"customization": {"lora": {"rank": 4, "dropout": 0.2}}}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One machine: its folders, and runs on it."""
-
-    file_root: Path
-    model_root: Path
-    home: Path
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(
-            _env_file=None, home=self.home, file_root=self.file_root, model_root=self.model_root
-        )
-
-    def plan(
-        self, job_id: str, method: str = "lora", engine: str = "fsdp2", **changes: Any
-    ) -> Plan:
-        custom = {"method": method, **changes.pop("customization", {})}
-        return resolved(
-            f"file://{self.file_root}",
-            job_id=job_id,
-            engine=engine,
-            customization=custom,
-            tuning_parameters={**TUNING, **changes.pop("tuning", {})},
-            **changes,
-        )
-
-    def run(self, plan: Plan, reporter: OrderingReporter | None = None) -> Order:
-        return run(plan, self.settings, reporter or OrderingReporter())
-
-    def losses(self, plan: Plan) -> list[float]:
-        return [line["train_loss"] for line in self.metrics(plan) if "train_loss" in line]
-
-    def metrics(self, plan: Plan) -> list[dict[str, Any]]:
-        lines = (_path(plan.log_uri) / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def trained(self, plan: Plan) -> list[float]:
-        """Losses of a whole run."""
-        assert self.run(plan).stop is None
-        return self.losses(plan)
-
-    def inputs(self, plan: Plan) -> Inputs:
-        return fetch(plan, self.settings, None, worker="rank-0")
-
-    def loop(self, plan: Plan) -> TrainLoop:
-        """A loop of one rank, in this process."""
-        return find_engine("fsdp2").build(plan, self.inputs(plan), rank=0, world_size=1)
-
-
-def _path(uri: str) -> Path:
-    return Path(uri.removeprefix("file://"))
-
-
-def results(plan: Plan) -> Path:
-    return _path(plan.results_uri)
 
 
 @pytest.fixture(scope="module")
@@ -108,22 +38,10 @@ def trained(bench: Bench) -> dict[str, Plan]:
     return plans
 
 
-def base_model(bench: Bench) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(bench.model_root / "tiny-llama")
-
-
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         out: torch.Tensor = model.eval()(input_ids=torch.arange(5, 25)[None]).logits
     return out
-
-
-def loss_of(model: Any, batch: Batch) -> float:
-    """Nats per trainable token."""
-    with torch.no_grad():
-        return float(token_nll(model.eval(), batch)) / trainable_in(batch)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -270,13 +188,6 @@ def test_what_is_exported_is_what_was_trained(method: str, bench: Bench, tmp_pat
     assert loss_of(tuned, validation_batch(bench, plan)) == pytest.approx(evaluated, abs=1e-4)
 
 
-def validation_batch(bench: Bench, plan: Plan) -> Batch:
-    """All validation rows in one."""
-    rows = load_validation(bench.inputs(plan).data_folder)
-    assert rows is not None
-    return collate(list(rows))
-
-
 def test_tied_weights_are_written_once_and_read_back(bench: Bench, tmp_path: Path) -> None:
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -366,125 +277,3 @@ def test_a_group_of_its_own_ends_with_the_loop(bench: Bench) -> None:
     loop.close()
     loop.close()
     assert not dist.is_initialized()
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What two ranks did."""
-
-    both: Plan
-    resumed: Plan
-    said: list[str]
-    checkpoint: Path
-    """The stopped run's, after its second step."""
-    alone: list[float]
-    """Losses of the same run on one rank, which wrote a checkpoint after its second step."""
-
-
-@pytest.fixture(scope="module")
-def pair(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    folder = tmp_path_factory.mktemp("plans")
-    both, halted = (
-        bench.plan(name, resources={"workers": 2}, tuning={"validation_share": 0.25})
-        for name in ("both", "both-halted")
-    )
-    for name, plan in (("both", both), ("halted", halted)):
-        (folder / f"{name}.json").write_text(plan.model_dump_json())
-    single = bench.loop(both.model_copy(update={"job_id": "single", "accumulation_steps": 2}))
-    single.begin()
-    steps = single.steps()
-    alone = [next(steps).loss for _ in range(2)]
-    single.save(folder / "of-one-rank")
-    alone += [metrics.loss for metrics in steps]
-    single.close()
-    said = torchrun([str(folder)], bench).splitlines()
-    checkpoint = job_folder(halted, bench.settings) / "checkpoints/step-2"
-    return Pair(both, halted.model_copy(update={"attempt": 2}), said, checkpoint, alone)
-
-
-def torchrun(arguments: list[str], bench: Bench) -> str:
-    """This module on two ranks; what both print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={port}", "-m", "tests.train_loops.test_fsdp2_engine", *arguments]
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "TRAINER_HOME": str(bench.home),
-            "TRAINER_FILE_ROOT": str(bench.file_root),
-            "TRAINER_MODEL_ROOT": str(bench.model_root),
-        },
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
-
-
-def main(folder: Path) -> None:
-    """On each of two ranks: the runs of `two_ranks`; a fresh model's validation loss; the rest of
-    a run that one rank began."""
-    two_ranks.main(folder)
-    plan = Plan.model_validate_json((folder / "both.json").read_text())
-    rank = int(os.environ["RANK"])
-    inputs = fetch(plan, Settings(_env_file=None), None, worker=f"rank-{rank}")
-    loop = find_engine("fsdp2").build(plan, inputs, rank=rank, world_size=2)
-    loop.begin()
-    sys.stdout.write(f"\nevaluated {rank}: {loop.evaluate()}\n")
-    loop.close()
-    loop = find_engine("fsdp2").build(plan, inputs, rank=rank, world_size=2)
-    loop.load(folder / "of-one-rank")
-    loop.begin()
-    sys.stdout.write(f"\nlosses {rank}: {[metrics.loss for metrics in loop.steps()]}\n")
-    loop.close()
-
-
-def test_two_ranks_train_as_one(pair: Pair, bench: Bench) -> None:
-    alone = bench.plan("alone", tuning={"validation_share": 0.25})
-    assert bench.losses(pair.both) == pytest.approx(bench.trained(alone), abs=1e-3)
-    for name in ("epoch", "learning_rate"):
-        one, two = ([m.get(name) for m in bench.metrics(plan)] for plan in (alone, pair.both))
-        assert one == two, name
-
-
-def test_two_ranks_stop_and_resume_together(pair: Pair, bench: Bench) -> None:
-    assert sorted(line for line in pair.said if line.startswith("rank")) == [
-        "rank 0: None, cancel, None",
-        "rank 1: None, cancel, None",
-    ]
-    assert bench.losses(pair.resumed) == pytest.approx(bench.losses(pair.both), abs=1e-5)
-
-
-def test_two_ranks_evaluate_as_one(pair: Pair, bench: Bench) -> None:
-    found = [float(line.split(": ")[1]) for line in pair.said if line.startswith("evaluated")]
-    expected = loss_of(base_model(bench), validation_batch(bench, pair.both))
-    assert found == pytest.approx([expected, expected], abs=1e-5)
-
-
-def test_one_rank_goes_on_from_the_merged_files_of_two(pair: Pair, bench: Bench) -> None:
-    names = {path.name for path in pair.checkpoint.iterdir()}
-    assert {"__0_0.distcp", "__1_0.distcp", ".metadata"} < names
-    loop = bench.loop(bench.plan("one-of-two", tuning={"validation_share": 0.25}))
-    loop.load(pair.checkpoint)
-    assert loop.begin().first_step == 2
-    losses = [metrics.loss for metrics in loop.steps()]
-    loop.close()
-    assert losses == pytest.approx(bench.losses(pair.both)[2:], abs=1e-3)
-
-
-def test_two_ranks_go_on_from_the_files_of_one(pair: Pair, bench: Bench) -> None:
-    said = [line.split(": ")[1] for line in pair.said if line.startswith("losses")]
-    assert len(said) == 2
-    for losses in said:
-        assert json.loads(losses) == pytest.approx(pair.alone[2:], abs=1e-3)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

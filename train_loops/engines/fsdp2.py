@@ -8,16 +8,21 @@ Sources: PyTorch documentation of `fully_shard`; Zhao et al. 2023 (arXiv:2304.11
 and weight decay, transformers' Trainer.
 """
 
-import itertools
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_loops.engines import causal_lm, fsdp2_state
 from train_loops.engines.base import Inputs, Metrics, Span
+from train_loops.engines.fsdp2_group import Group, join_group
+from train_loops.engines.fsdp2_model import (
+    agreed_adapter,
+    reshard,
+    shard,
+    token_nll,
+    trainable_in,
+)
 from train_loops.plan import Plan
 
 if TYPE_CHECKING:
@@ -28,9 +33,7 @@ if TYPE_CHECKING:
 
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Names of parameters that weight decay leaves alone, as transformers' Trainer has them."""
-
-_GROUPS = itertools.count()
-"""Numbers the groups that this process has made; every rank makes the same ones."""
+SEEDS = 2**32
 
 
 class Fsdp2Engine:
@@ -48,66 +51,6 @@ class Fsdp2Engine:
             raise
 
 
-@dataclass
-class Group:
-    """The ranks that train together, and this one's place and device."""
-
-    rank: int
-    world_size: int
-    device: "torch.device"
-    ours: bool
-    """Whether we made the process group, and so have to end it."""
-
-    def total(self, values: list[Any]) -> "torch.Tensor":
-        """Sums over all ranks, float64 (n,), on the device."""
-        import torch
-        import torch.distributed as dist
-
-        parts = [torch.as_tensor(value, dtype=torch.float64) for value in values]
-        sums = torch.stack([part.to(self.device) for part in parts])
-        dist.all_reduce(sums)
-        return sums
-
-    def leave(self) -> None:
-        """End the group, if it is ours. Safe to call twice."""
-        import torch.distributed as dist
-
-        if self.ours and dist.is_initialized():
-            dist.destroy_process_group()
-        self.ours = False
-
-
-def join_group(plan: Plan, rank: int, world_size: int) -> Group:
-    """The process group that is there (Ray made it), or a new one: of the ranks that the
-    environment names (`torchrun`), or of this process alone."""
-    import torch
-    import torch.distributed as dist
-
-    device = torch.device("cpu")
-    if plan.device == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    ours = not dist.is_initialized()
-    if ours:
-        backend = "nccl" if plan.device == "cuda" else "gloo"
-        store = _meeting_place(rank, world_size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-    return Group(rank, world_size, device, ours)
-
-
-def _meeting_place(rank: int, world_size: int) -> Any:
-    """Where the ranks of a new group find each other's addresses; alone, none is needed."""
-    import torch.distributed as dist
-
-    if world_size == 1:
-        return dist.HashStore()
-    store, _, _ = next(dist.rendezvous("env://", rank, world_size))
-    # `torchrun` keeps one store for the life of the processes, and with it the addresses of groups
-    # that have ended.
-    return dist.PrefixStore(f"group-{next(_GROUPS)}", store)
-
-
 def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
     from transformers import set_seed
 
@@ -120,54 +63,12 @@ def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
         # Its singular value decompositions take hours on CPU.
         model.to(group.device)
     model = causal_lm.with_adapter(model, plan)
-    initial = _agreed_adapter(model, group) if pissa else None
+    initial = agreed_adapter(model, group) if pissa else None
     shard(model, plan, group)
     # So that ranks drop other inputs of their adapters, and rank 0 those of a run alone.
-    set_seed(plan.tuning.seed + group.rank)
+    set_seed((plan.tuning.seed + group.rank) % SEEDS)
     rows, _ = load(inputs.data_folder)
     return Fsdp2Loop(plan, group, model, tokenizer, rows, inputs.data_folder, initial)
-
-
-def _agreed_adapter(model: Any, group: Group) -> "dict[str, torch.Tensor]":
-    """Give every rank rank 0's weights, and that adapter, on CPU: two machines may decompose one
-    matrix differently, and shards of two decompositions do not fit together."""
-    import torch.distributed as dist
-
-    if group.world_size > 1:
-        for weight in model.parameters():
-            dist.broadcast(weight.data, src=0)
-    drawn = causal_lm.adapter_weights(model)
-    return {name: weight.detach().cpu().clone() for name, weight in drawn.items()}
-
-
-def shard(model: Any, plan: Plan, group: Group) -> None:
-    """Shard, place, and on a GPU compile the model, in place. Every rank calls it."""
-    import torch
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    custom = plan.spec.customization
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.config.use_cache = False
-    if custom.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = MixedPrecisionPolicy()
-    if custom.precision == "bf16":
-        # Gradients are summed in fp32: bf16 would round each rank's share away.
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(plan.device, (group.world_size,), mesh_dim_names=("data",))
-    for layer in _decoder_layers(base):
-        if plan.device == "cuda":
-            layer.compile()
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    model.train()
-
-
-def _decoder_layers(base: Any) -> list[Any]:
-    """The blocks that transformers itself never splits."""
-    names = set(base._no_split_modules or ())
-    return [module for module in base.modules() if type(module).__name__ in names]
 
 
 class Fsdp2Loop:
@@ -234,7 +135,7 @@ class Fsdp2Loop:
                 nll += float(token_nll(self._model, batch))
                 trainable += trainable_in(batch)
         self._model.train()
-        _reshard(self._model)
+        reshard(self._model)
         nll_sum, count = self._group.total([nll, trainable]).tolist()
         return float(nll_sum / max(count, 1))
 
@@ -328,28 +229,6 @@ def scheduler(optimizer: "torch.optim.Optimizer", plan: Plan, total_steps: int) 
     )
 
 
-def token_nll(model: Any, batch: "Batch") -> "torch.Tensor":
-    """Negative log-likelihood of the trainable tokens of a batch on the model's device, summed, in
-    nats, fp32."""
-    from torch.nn.functional import cross_entropy
-
-    from train_loops.data.mask import IGNORED
-
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
-    # Only what is learnt becomes fp32: with large vocabularies, logits are most of the memory.
-    learnt = labels != IGNORED
-    return cross_entropy(logits[learnt].float(), labels[learnt], reduction="sum")
-
-
-def trainable_in(batch: "Batch") -> int:
-    """Tokens of a batch that the loss counts."""
-    from train_loops.data.mask import IGNORED
-
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
-
-
 def _moved(batch: "Batch", device: "torch.device") -> "Batch":
     return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
@@ -372,15 +251,6 @@ def _filled(rows: int, size: int, group: Group) -> int:
     """`rows` rounded up to a number that gives all ranks the same number of batches."""
     stride = size * group.world_size
     return -(-rows // stride) * stride
-
-
-def _reshard(model: Any) -> None:
-    """Give the whole weights up that a forward pass without a backward one leaves in place."""
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 ENGINE = Fsdp2Engine()
