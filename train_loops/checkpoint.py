@@ -76,12 +76,14 @@ class FolderCheckpoints:
         step = self._folder / f"step-{metrics.step}"
         shutil.copytree(part, step, dirs_exist_ok=True)
         shutil.rmtree(part)
-        (step / f"rank-{self._rank}.done").touch()
+        (step / f"rank-{self._rank}.done").write_text(str(self._world_size))
         if self._is_whole(step):
             self._drop_before(metrics.step)
 
     def _is_whole(self, step: Path) -> bool:
-        return len(list(step.glob("rank-*.done"))) == self._world_size
+        """By the number of ranks that wrote it: a later run may have another."""
+        done = list(step.glob("rank-*.done"))
+        return bool(done) and len(done) == int(done[0].read_text())
 
     def _drop_before(self, step: int) -> None:
         for older in self._folder.glob("step-*"):
