@@ -185,7 +185,8 @@ def test_what_is_exported_is_what_was_trained(method: str, bench: Bench, tmp_pat
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    plan = bench.plan(f"exported-{method}", method, **HELD_BACK)
+    frugal = {"gradient_checkpointing": True}
+    plan = bench.plan(f"exported-{method}", method, customization=frugal, **HELD_BACK)
     loop = bench.loop(plan)
     loop.begin()
     list(loop.steps())

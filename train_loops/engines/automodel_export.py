@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from configs.adapter import LoraSpec
-from train_loops.engines.automodel_model import trained, whole
+from train_loops.engines.automodel_model import everything, gathered, trained
 from train_loops.plan import Plan
 
 
 def export_adapter(model: Any, plan: Plan, base: Path, folder: Path, rank: int) -> None:
     """Write `adapter_config.json`, `adapter_model.safetensors` and the tokenizer."""
-    weights = {f"base_model.model.{name}": whole(tensor) for name, tensor in trained(model)}
+    weights = {
+        f"base_model.model.{name}": tensor
+        for name, tensor in gathered(trained(model), rank).items()
+    }
     if rank:
         return
     from safetensors.torch import save_file
@@ -30,7 +33,7 @@ def export_model(model: Any, plan: Plan, base: Path, folder: Path, rank: int) ->
 
     Tied weights are one parameter, written once.
     """
-    weights = {name: whole(tensor) for name, tensor in trained(model)}
+    weights = gathered(everything(model), rank)
     if rank:
         return
     from huggingface_hub import save_torch_state_dict

@@ -1,7 +1,7 @@
 """The recipe's model and its parameters: names, whole tensors, first values, decay, precision."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from configs.adapter import LoraSpec
@@ -21,16 +21,29 @@ def plain(name: str) -> str:
     return name.replace("_checkpoint_wrapped_module.", "").removeprefix("module.")
 
 
-def whole(parameter: Any) -> Any:
-    """A copy of the parameter on the CPU, gathered from all ranks; every rank calls it."""
+def everything(model: Any) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of all parameters, tied ones once, and of the buffers that belong to them."""
+    parameters = {plain(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    yield from ((plain(name), parameter) for name, parameter in model.named_parameters())
+    for name, tensor in model.state_dict().items():
+        if plain(name) not in parameters:
+            yield plain(name), tensor
+
+
+def gathered(tensors: Iterable[tuple[str, Any]], rank: int) -> dict[str, Any]:
+    """Whole copies on the CPU by name, on rank 0; the others give their parts and get nothing."""
     import torch
     from torch.distributed.tensor import DTensor
 
-    value = parameter.detach()
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    # Gathered parts may be a view of a larger buffer, which safetensors refuses.
-    return value.cpu().clone(memory_format=torch.contiguous_format)
+    copies: dict[str, Any] = {}
+    for name, tensor in tensors:
+        value = tensor.detach()
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        if rank == 0:
+            # What was gathered may be a view of a larger buffer, which safetensors refuses.
+            copies[name] = value.cpu().clone(memory_format=torch.contiguous_format)
+    return copies
 
 
 def draw_adapters(model: Any, plan: Plan) -> None:

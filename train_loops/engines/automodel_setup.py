@@ -6,6 +6,7 @@ Called by `automodel.py`. Source: nemo-automodel 0.7.0, `recipes/llm/train_ft.py
 from importlib import import_module
 from typing import Any
 
+from configs.adapter import LoraSpec
 from configs.errors import ConfigInvalid, ModelAccess
 from train_loops.engines.automodel_cpu import replaced, without_gpu
 from train_loops.engines.automodel_model import draw_adapters, spare_norms, under_autocast
@@ -55,12 +56,12 @@ def prepare_model(recipe: Any, plan: Plan) -> None:
 def _explained(error: Exception, plan: Plan) -> ModelAccess | ConfigInvalid:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "no trainable parameters" in first:
-        lora = plan.spec.customization.lora
+        lora = plan.spec.customization.lora or LoraSpec()
         return ConfigInvalid(
-            f"customization.lora.target_modules: the model has no linear layer named "
-            f"{lora.target_modules if lora else 'all-linear'}",
+            f"customization.lora.target_modules: NeMo AutoModel finds no linear layer in the model "
+            f"that fits {lora.target_modules!r}",
             param="customization.lora.target_modules",
-            hint="Name layers as in the model's own module tree, or use 'all-linear'.",
+            hint="Name layers as in the model's own module tree; or use engine 'trl'.",
         )
     return ModelAccess(
         f"the base model could not be loaded: {first}",
