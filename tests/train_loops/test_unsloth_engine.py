@@ -30,7 +30,7 @@ def test_without_a_gpu_it_refuses(cells: Cells) -> None:
 def test_it_must_come_before_transformers() -> None:
     import transformers  # noqa: F401
 
-    with pytest.raises(ConfigInvalid, match="transformers.* came before unsloth"):
+    with pytest.raises(ConfigInvalid, match=r"transformers.* came before unsloth"):
         unsloth._comes_first()
 
 

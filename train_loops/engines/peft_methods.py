@@ -7,6 +7,8 @@ QLoRA (arXiv:2305.14314), DoRA (arXiv:2402.09353), rsLoRA (arXiv:2312.03732), Lo
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +156,7 @@ def adapted(plan: Plan, model: Any, folder: Path) -> Adapted:
     except ValueError as error:
         # PEFT names the target modules that it did not find.
         raise ConfigInvalid(str(error), param="customization") from error
-    trainable_in_full_precision(model)
+    _trainable_in_full_precision(model)
     if custom.method == "loftq":
         _take_up_rounding(model, folder, plan)
     # Only now: a second adapter made from the same settings would change the base once more.
@@ -174,7 +176,17 @@ def _prepared_for_low_bits(model: Any, plan: Plan) -> Any:
     )
 
 
-def trainable_in_full_precision(model: Any) -> None:
+@contextmanager
+def trainable_kept(model: Any) -> Iterator[None]:
+    """Give the weights that move their values back: TRL rounds those of a low-bit model's adapter
+    to 16 bits, where small steps are lost."""
+    kept = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
+    yield
+    for weight, values in kept:
+        weight.data = values
+
+
+def _trainable_in_full_precision(model: Any) -> None:
     """Small steps are lost in 16 bits; autocast still computes in the run's precision."""
     for weight in model.parameters():
         if weight.requires_grad:

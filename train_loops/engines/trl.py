@@ -15,7 +15,7 @@ from train_loops.engines.peft_methods import (
     adapted,
     quantization,
     refuse,
-    trainable_in_full_precision,
+    trainable_kept,
     weights_dtype,
 )
 from train_loops.engines.trl_arguments import arguments
@@ -47,12 +47,11 @@ class TrlEngine:
         dataset, _ = load(inputs.data_folder)
         dataset = rows(plan, dataset, tokenizer, inputs.scratch / "rows")
         try:
-            built = trainer(plan, args, method, dataset, tokenizer, rewards)
+            with trainable_kept(method.model):
+                built = trainer(plan, args, method, dataset, tokenizer, rewards)
         except ValueError as error:
             # TRL names the argument.
             raise ConfigInvalid(str(error), param="customization") from error
-        # TRL makes the adapters of a quantised model 16 bits wide.
-        trainable_in_full_precision(built.model)
         return TrlLoop(plan, built, method, inputs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from configs.adapter import LoraSpec
 from configs.errors import ConfigInvalid, ModelAccess
 from train_loops.engines.base import Inputs
-from train_loops.engines.peft_methods import Adapted, trainable_in_full_precision
+from train_loops.engines.peft_methods import Adapted, trainable_kept
 from train_loops.engines.trl_arguments import arguments
 from train_loops.engines.trl_loop import TrlLoop
 from train_loops.engines.trl_objectives import rows
@@ -49,8 +49,8 @@ class UnslothEngine:
         method = adapted(plan, model)
         dataset, _ = load(inputs.data_folder)
         dataset = rows(plan, dataset, tokenizer, inputs.scratch / "rows")
-        built = trainer(plan, args, method, dataset, tokenizer, [])
-        trainable_in_full_precision(built.model)
+        with trainable_kept(method.model):
+            built = trainer(plan, args, method, dataset, tokenizer, [])
         return TrlLoop(plan, built, method, inputs)
 
 
