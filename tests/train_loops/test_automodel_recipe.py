@@ -59,6 +59,7 @@ TABLE: list[tuple[dict[str, Any], str, object]] = [
         True,
     ),
     ({"tuning": {"seed": 7}}, "seed", 7),
+    ({"tuning": {"seed": 2**32 - 1}, "workers": 2}, "seed", 1),
     ({"tuning": {"batch_size": 8}}, "step_scheduler.global_batch_size", 8),
     ({"tuning": {"micro_batch_size": 2}}, "step_scheduler.local_batch_size", 2),
     ({"tuning": {"max_steps": 5}}, "step_scheduler.max_steps", 5),

@@ -31,7 +31,8 @@ def recipe_config(plan: Plan, model_folder: Path, scratch: Path) -> dict[str, An
     refuse(plan)
     config: dict[str, Any] = {
         "recipe": "TrainFinetuneRecipeForNextTokenPrediction",
-        "seed": plan.tuning.seed,
+        # The recipe adds the rank to it, and the sum must fit into 32 bits.
+        "seed": plan.tuning.seed % (2**32 - plan.workers),
         "dist_env": {"backend": "nccl" if plan.device == "cuda" else "gloo"},
         "model": _model(plan, model_folder),
         "distributed": _distributed(plan),
