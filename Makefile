@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+UNSLOTH_PIP := envs/unsloth/bin/python -m pip --disable-pip-version-check
 TORCH  := $(shell grep '^torch==' requirements.lock)
 
-.PHONY: demo up down test check bench spec clean install install-dev
+.PHONY: demo up down test check bench spec clean install install-dev env-unsloth
 
 demo: install        ## one fine-tuning job, all the way
 	@$(BIN)/trainer demo
@@ -46,6 +47,16 @@ install-dev: .venv/installed-dev
 	$(PIP) install --quiet --no-build-isolation -c requirements.lock -e '.[service,train,local,dev]'
 	@touch $@
 
+env-unsloth: envs/unsloth/installed   ## Unsloth's own environment, for GPUs; TRAINER_ENVS_ROOT=envs
+
+envs/unsloth/installed: envs/unsloth.lock pyproject.toml
+	$(PYTHON) -m venv envs/unsloth
+	$(UNSLOTH_PIP) install --quiet $(TORCH)
+	$(UNSLOTH_PIP) install --quiet -c envs/unsloth.lock setuptools
+	$(UNSLOTH_PIP) install --quiet --no-build-isolation -c envs/unsloth.lock -e '.[unsloth]'
+	$(UNSLOTH_PIP) check
+	@touch $@
+
 clean:               ## end the service, remove what was installed
 	@if [ -x $(BIN)/trainer ]; then $(BIN)/trainer down; fi
-	rm -rf .venv .trainer
+	rm -rf .venv .trainer envs/unsloth

@@ -164,7 +164,8 @@ def _steps(plan: Plan) -> dict[str, Any]:
         "global_batch_size": plan.tuning.batch_size,
         "local_batch_size": plan.micro_batch_size,
         "num_epochs": plan.tuning.num_epochs,
-        "max_steps": plan.tuning.max_steps,
+        # The loop counts the steps. The recipe wants a number where it does not know the rows.
+        "max_steps": plan.tuning.max_steps or 1,
         "preemption_signal": None,
     }
 
