@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from configs.job import Order
 from configs.settings import Settings
@@ -135,3 +136,17 @@ def loss_of(model: Any, batch: Batch) -> float:
     """Transformers' own loss: nats per trainable token."""
     with torch.no_grad():
         return float(model.eval()(**batch, use_cache=False).loss)
+
+
+def weights(plan: Plan) -> dict[str, torch.Tensor]:
+    """What a run published."""
+    found: dict[str, torch.Tensor] = load_file(next(results(plan).rglob("*.safetensors")))
+    return found
+
+
+def assert_same_weights(one: Plan, other: Plan) -> None:
+    """Both runs published the same, to 1e-5."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[name], rtol=0, atol=1e-5), name

@@ -1,33 +1,32 @@
-"""Real trainings by NeMo AutoModel's recipe on CPU: against the trl engine, over checkpoints, on
-two ranks that share the model in every way."""
+"""Real trainings by NeMo AutoModel's recipe on CPU: against the trl engine, over checkpoints,
+and what they leave behind. Two ranks: `test_automodel_ranks.py`."""
 
 import json
 import math
-import os
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 
 from configs.errors import ConfigInvalid, ModelAccess
-from configs.settings import Settings
-from tests.train_loops import two_ranks
-from tests.train_loops.automodel_bench import Bench, logits, loss_of, results
+from tests.train_loops.automodel_bench import (
+    Bench,
+    assert_same_weights,
+    logits,
+    loss_of,
+    results,
+    weights,
+)
 from tests.train_loops.plans import OrderingReporter
 from train_loops.data.prepare import load
 from train_loops.engines.automodel import for_recipe, rate_of_step
 from train_loops.engines.automodel_cpu import without_gpu
 from train_loops.engines.base import Metrics
-from train_loops.inputs import job_folder
 from train_loops.plan import Plan
-from train_loops.run import run
 
 ADAPTERS = ["lora", "qlora"]
 METHODS = [*ADAPTERS, "full"]
@@ -56,19 +55,6 @@ def trained(bench: Bench) -> dict[str, Plan]:
     for plan in plans.values():
         assert bench.run(plan).stop is None
     return plans
-
-
-def weights(plan: Plan) -> dict[str, torch.Tensor]:
-    """What a run published."""
-    found: dict[str, torch.Tensor] = load_file(next(results(plan).rglob("*.safetensors")))
-    return found
-
-
-def assert_same_weights(one: Plan, other: Plan) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.allclose(tensor, theirs[name], rtol=0, atol=1e-5), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -381,107 +367,3 @@ def test_what_is_replaced_without_a_gpu_is_put_back(bench: Bench) -> None:
         assert torch._dynamo.config.disable
     assert (torch.cuda.current_device, torch.cuda.reset_peak_memory_stats) == before
     assert not torch._dynamo.config.disable
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What two ranks did: a run to its end, one that was stopped and resumed, and others."""
-
-    plans: dict[str, Plan]
-    said: list[str]
-    checkpoint: Path
-    """The stopped run's, after its second step."""
-
-
-SHARED: dict[str, dict[str, Any]] = {
-    "ddp": {"customization": {"sharding": {"strategy": "ddp"}}},
-    "tensor": {"customization": {"sharding": {"strategy": "fsdp2", "tensor_parallel": 2}}},
-    "full": {"method": "full"},
-    "qlora": {"method": "qlora"},
-    "bf16": {"customization": {"precision": "bf16"}},
-}
-"""Further ways in which two ranks share a run."""
-
-
-@pytest.fixture(scope="module")
-def pair(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    folder = tmp_path_factory.mktemp("plans")
-    ways = {"both": HELD_BACK, "halted": HELD_BACK, **SHARED}
-    plans = {
-        name: bench.plan(f"two-{name}", resources={"workers": 2}, **how)
-        for name, how in ways.items()
-    }
-    for name, plan in plans.items():
-        (folder / f"{name}.json").write_text(plan.model_dump_json())
-    said = bench.torchrun("tests.train_loops.test_automodel_engine", [str(folder)]).splitlines()
-    checkpoint = job_folder(plans["halted"], bench.settings) / "checkpoints/step-2"
-    return Pair(plans, said, checkpoint)
-
-
-def main(folder: Path) -> None:
-    """On each of two ranks: the runs of `two_ranks`, those of `SHARED`, a validation loss."""
-    two_ranks.main(folder)
-    settings = Settings(_env_file=None)
-    for name in SHARED:
-        shared = Plan.model_validate_json((folder / f"{name}.json").read_text())
-        run(shared, settings, OrderingReporter())
-    rank = int(os.environ["RANK"])
-    assert settings.file_root is not None and settings.model_root is not None
-    bench = Bench(settings.file_root, settings.model_root, settings.home)
-    plan = Plan.model_validate_json((folder / "both.json").read_text())
-    loop = bench.loop(plan, rank, world_size=2)
-    loop.begin()
-    sys.stdout.write(f"\nevaluated {rank}: {loop.evaluate()}\n")
-    loop.close()
-
-
-def test_two_ranks_train_as_one(pair: Pair, bench: Bench) -> None:
-    alone = bench.plan("alone", **HELD_BACK)
-    assert bench.losses(pair.plans["both"]) == pytest.approx(bench.trained(alone), abs=1e-3)
-    assert_same_weights(alone, pair.plans["both"])
-
-
-@pytest.mark.parametrize("way", ["ddp", "tensor", "full", "qlora"])
-def test_however_two_ranks_share_the_model_they_train_as_one(
-    way: str, pair: Pair, trained: dict[str, Plan], bench: Bench
-) -> None:
-    alone = trained[SHARED[way].get("method", "lora")]
-    assert bench.losses(pair.plans[way]) == pytest.approx(bench.losses(alone), abs=1e-3)
-    assert_same_weights(alone, pair.plans[way])
-
-
-def test_two_ranks_train_in_bf16(pair: Pair, trained: dict[str, Plan], bench: Bench) -> None:
-    losses = bench.losses(pair.plans["bf16"])
-    assert losses == pytest.approx(bench.losses(trained["lora"]), abs=2e-2)
-
-
-def test_two_ranks_stop_and_resume_together(pair: Pair, bench: Bench) -> None:
-    assert sorted(line for line in pair.said if line.startswith("rank")) == [
-        "rank 0: None, cancel, None",
-        "rank 1: None, cancel, None",
-    ]
-    both, halted = pair.plans["both"], pair.plans["halted"]
-    resumed = halted.model_copy(update={"attempt": 2})
-    assert bench.losses(resumed) == pytest.approx(bench.losses(both), abs=1e-5)
-    assert_same_weights(both, resumed)
-
-
-def test_two_ranks_evaluate_as_one(pair: Pair, bench: Bench) -> None:
-    found = [float(line.split(": ")[1]) for line in pair.said if line.startswith("evaluated")]
-    expected = loss_of(bench.base_model(), bench.validation_batch(pair.plans["both"]))
-    assert found == pytest.approx([expected, expected], abs=1e-5)
-
-
-def test_one_rank_goes_on_from_the_merged_files_of_two(pair: Pair, bench: Bench) -> None:
-    names = {found.name for found in pair.checkpoint.iterdir()}
-    assert {"__0_0.distcp", "__1_0.distcp", ".metadata"} < names
-    loop = bench.loop(bench.plan("one-of-two", **HELD_BACK))
-    loop.load(pair.checkpoint)
-    assert loop.begin().first_step == 2
-    losses = [metrics.loss for metrics in loop.steps()]
-    loop.close()
-    assert losses == pytest.approx(bench.losses(pair.plans["both"])[2:], abs=1e-3)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
