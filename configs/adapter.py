@@ -87,9 +87,10 @@ class GrpoSpec(Spec):
 class ShardingSpec(Spec):
     """How several workers share model, gradients and optimizer."""
 
-    strategy: Sharding = "ddp"
-    """`ddp`: each worker holds all. `fsdp2`: PyTorch's `fully_shard`. `zero1`, `zero2`, `zero3`:
-    DeepSpeed, which shares optimizer, also gradients, also weights."""
+    strategy: Sharding | None = None
+    """The engine's own default when left out. `ddp`: each worker holds all. `fsdp2`: PyTorch's
+    `fully_shard`. `zero1`, `zero2`, `zero3`: DeepSpeed, which shares the optimizer's state, also
+    gradients, also weights."""
 
     offload: bool = False
     """Keep what is shared in main memory (ZeRO only)."""
@@ -99,7 +100,7 @@ class ShardingSpec(Spec):
 
     @model_validator(mode="after")
     def _adds_up(self) -> "ShardingSpec":
-        if self.offload and not self.strategy.startswith("zero"):
+        if self.offload and not (self.strategy or "").startswith("zero"):
             raise ValueError("offload needs strategy 'zero1', 'zero2' or 'zero3'")
         return self
 

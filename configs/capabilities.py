@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from configs import combinations
 from configs.adapter import (
-    PROMPT_METHODS,
     EngineName,
     Method,
     Objective,
@@ -292,7 +292,7 @@ def refuse(
                 hint=_who_can(request, column, wanted),
             )
     yield from _refuse_workers(request, row)
-    yield from _refuse_merging(request)
+    yield from combinations.refused(request, row.engine)
 
 
 def _demands(
@@ -308,7 +308,7 @@ def _demands(
     if custom.method == "qlora":
         wanted = custom.quantization or "nf4"
         yield "customization.quantization", wanted, row.quantizations, "quantizations"
-    if custom.sharding is not None:
+    if custom.sharding is not None and custom.sharding.strategy is not None:
         strategy = custom.sharding.strategy
         yield "customization.sharding.strategy", strategy, row.shardings, "shardings"
     if request.tuning_parameters.packing:
@@ -339,26 +339,6 @@ def _refuse_workers(request: TrainRequest, row: EngineCapability) -> Iterator[Un
             "resources.gpus: engine 'unsloth' trains on one GPU",
             param="resources.gpus",
             hint="Ask for one GPU, or use engine 'auto'.",
-        )
-
-
-def _refuse_merging(request: TrainRequest) -> Iterator[Unsupported]:
-    """Merging adds an adapter to the weights of a language model, so both must be there."""
-    custom = request.customization
-    if not {"merged_16bit", "meta"}.intersection(request.artifacts.export or []):
-        return
-    if custom.method in PROMPT_METHODS:
-        yield Unsupported(
-            f"artifacts.export: what {custom.method!r} learns is no part of the model's weights "
-            "and cannot be merged into them",
-            param="artifacts.export",
-            hint="Leave artifacts.export out, or use method 'lora'.",
-        )
-    if custom.objective == "reward":
-        yield Unsupported(
-            "artifacts.export: a reward model scores text, it is no language model to merge into",
-            param="artifacts.export",
-            hint="Leave artifacts.export out.",
         )
 
 

@@ -21,7 +21,7 @@ from train_loops.stores.base import ObjectStore
 
 _PACKAGES = (
     "trainer-apis", "ray", "torch", "transformers", "peft", "trl", "accelerate", "datasets",
-    "bitsandbytes", "pyarrow",
+    "bitsandbytes", "nemo-automodel", "deepspeed", "unsloth", "pyarrow",
 )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def strategy(plan: Plan) -> str:
     if plan.workers == 1:
         return "fsdp2"
     sharding = plan.spec.customization.sharding
-    if sharding is not None:
+    if sharding is not None and sharding.strategy is not None:
         return sharding.strategy
     return "ddp" if plan.spec.customization.method == "qlora" else "fsdp2"
 
@@ -82,13 +82,13 @@ def refuse(plan: Plan) -> None:
     ):
         if value not in accepted:
             raise _cannot(field, value, f"Use {' or '.join(repr(a) for a in accepted if a)}.")
-    _refuse_sharding(plan, custom.sharding or ShardingSpec(strategy="fsdp2"), lora)
+    _refuse_sharding(plan, custom.sharding or ShardingSpec(), lora)
 
 
 def _refuse_sharding(plan: Plan, sharding: ShardingSpec, lora: LoraSpec) -> None:
     """Combinations of sharding with the rest."""
     param, ways = "customization.sharding", sharding.tensor_parallel
-    if sharding.strategy not in ("fsdp2", "ddp"):
+    if sharding.strategy not in ("fsdp2", "ddp", None):
         raise _cannot(f"{param}.strategy", sharding.strategy, "Use 'fsdp2' or 'ddp'.")
     low_bits = plan.spec.customization.method == "qlora"
     if low_bits and strategy(plan) == "fsdp2" and plan.workers > 1:

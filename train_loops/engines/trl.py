@@ -18,7 +18,7 @@ from train_loops.engines.peft_methods import (
     trainable_kept,
     weights_dtype,
 )
-from train_loops.engines.trl_arguments import arguments
+from train_loops.engines.trl_arguments import arguments, limit_steps
 from train_loops.engines.trl_loop import TrlLoop
 from train_loops.engines.trl_objectives import rows
 from train_loops.engines.trl_trainers import trainer
@@ -46,6 +46,7 @@ class TrlEngine:
         method = adapted(plan, model, inputs.model_folder)
         dataset, _ = load(inputs.data_folder)
         dataset = rows(plan, dataset, tokenizer, inputs.scratch / "rows")
+        limit_steps(args, plan, len(dataset), world_size)
         try:
             with trainable_kept(method.model):
                 built = trainer(plan, args, method, dataset, tokenizer, rewards)

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from configs.adapter import GrpoSpec, PreferenceSpec, ShardingSpec
+from configs.adapter import GrpoSpec, PreferenceSpec, Sharding, ShardingSpec
 from configs.errors import ConfigInvalid
 from train_loops.engines.peft_methods import LOW_BIT_METHODS
 from train_loops.plan import Plan
@@ -35,6 +35,19 @@ def arguments(plan: Plan, output_dir: Path, *, world_size: int) -> Any:
     return made
 
 
+def limit_steps(args: Any, plan: Plan, rows: int, world_size: int) -> None:
+    """Have the run end after its epochs or at `max_steps`, whichever comes first: to the Trainer
+    the second alone counts."""
+    if plan.tuning.max_steps is not None:
+        if plan.spec.customization.objective == "grpo":
+            # The last, smaller batch of an epoch is left out: its groups would not be whole.
+            steps = max(1, rows // plan.tuning.batch_size)
+        else:
+            micro_batches = -(-rows // (plan.micro_batch_size * world_size))
+            steps = -(-micro_batches // plan.accumulation_steps)
+        args.max_steps = min(plan.tuning.max_steps, plan.tuning.num_epochs * steps)
+
+
 def _common(plan: Plan, output_dir: Path) -> dict[str, Any]:
     tuning, custom = plan.tuning, plan.spec.customization
     return {
@@ -42,7 +55,6 @@ def _common(plan: Plan, output_dir: Path) -> dict[str, Any]:
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "num_train_epochs": tuning.num_epochs,
-        "max_steps": tuning.max_steps or -1,
         "learning_rate": tuning.learning_rate,
         "lr_scheduler_type": tuning.lr_scheduler,
         # transformers 5 takes a share of all steps as a float below 1 under this name.
@@ -130,13 +142,14 @@ def _beta(plan: Plan) -> float:
     return (plan.spec.customization.preference or PreferenceSpec()).beta
 
 
-def sharding(plan: Plan) -> ShardingSpec:
-    """The plan's sharding with its default."""
-    return plan.spec.customization.sharding or ShardingSpec()
+def sharding(plan: Plan) -> Sharding:
+    """The plan's strategy with its default."""
+    spec = plan.spec.customization.sharding
+    return (spec.strategy if spec else None) or "ddp"
 
 
 def _sharding(plan: Plan, world_size: int) -> dict[str, Any]:
-    strategy = sharding(plan).strategy
+    strategy = sharding(plan)
     if strategy == "ddp":
         return {}
     if strategy in ("fsdp2", "zero3") and plan.spec.customization.method in LOW_BIT_METHODS:
@@ -150,7 +163,7 @@ def _sharding(plan: Plan, world_size: int) -> dict[str, Any]:
     _needs_compiler()
     if world_size == 1:
         _alone_as_a_group()
-    return {"deepspeed": deepspeed_config(sharding(plan))}
+    return {"deepspeed": deepspeed_config(plan.spec.customization.sharding or ShardingSpec())}
 
 
 def _fsdp2(plan: Plan) -> dict[str, Any]:

@@ -27,9 +27,8 @@ def mean_loss(trainer: Any, rows: "Dataset", micro_batch_size: int) -> float:
             first = start + rank * micro_batch_size
             numbers = range(first, min(first + micro_batch_size, len(rows)))
             batch = collate([rows[number] for number in numbers or [0]])
-            loss, count = summed_loss(
-                model, {name: value.to(device) for name, value in batch.items()}
-            )
+            on_device = {name: value.to(device) for name, value in batch.items()}
+            loss, count = summed_loss(model, on_device, fused=trainer.fused)
             totals += torch.stack([loss, count]).double() * bool(numbers)
     model.train(was_training)
     nats, tokens = trainer.accelerator.reduce(totals).tolist()

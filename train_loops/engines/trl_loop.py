@@ -86,13 +86,13 @@ class TrlLoop:
 
     def _gathered(self) -> Any:
         """All weights on rank 0, where each rank holds a part only; else None."""
-        if sharding(self._plan).strategy not in ("fsdp2", "zero3"):
+        if sharding(self._plan) not in ("fsdp2", "zero3"):
             return None
         return self._trainer.accelerator.get_state_dict(self._trainer.model_wrapped)
 
     def _assert_sharded(self) -> None:
         """accelerate falls back to plain data parallelism without a word."""
-        strategy, wrapped = sharding(self._plan).strategy, self._trainer.model_wrapped
+        strategy, wrapped = sharding(self._plan), self._trainer.model_wrapped
         kinds = {kind.__name__ for kind in type(wrapped).__mro__}
         wanted = {"fsdp2": "FSDPModule"}.get(strategy, "DeepSpeedEngine")
         if strategy != "ddp" and wanted not in kinds:

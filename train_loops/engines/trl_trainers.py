@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.adapter import GrpoSpec
 from train_loops.data.batches import EpochOrder, collate
+from train_loops.data.mask import IGNORED
 from train_loops.engines.peft_methods import Adapted
 from train_loops.engines.trl_objectives import GroupOrder
 from train_loops.plan import Plan
@@ -103,6 +104,10 @@ def lean_sft() -> Any:
             # Again, over TRL's: this head computes the log-probabilities only.
             model = self.model
             self._metrics_of_trl = self.aux_loss_enabled
+            # The fused head spares the memory of the logits by computing them twice. Without a GPU
+            # it does so for every token, trainable or not: a quarter of a step of a small model.
+            own = self.args.device.type == "cpu" and self.model_accepts_loss_kwargs
+            self.fused = self.aux_loss_enabled or not own
             add_fused_lm_head(model.get_base_model() if hasattr(model, "peft_config") else model)
 
         def compute_loss(
@@ -114,7 +119,7 @@ def lean_sft() -> Any:
         ) -> Any:
             if self.aux_loss_enabled or return_outputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            summed, count = summed_loss(model, inputs)
+            summed, count = summed_loss(model, inputs, fused=self.fused)
             if num_items_in_batch is None:
                 return summed / count.clamp(min=1)
             # The count is that of all ranks, and their gradients are averaged.
@@ -124,10 +129,13 @@ def lean_sft() -> Any:
     return LeanSft
 
 
-def summed_loss(model: Any, batch: Any) -> tuple[Any, Any]:
-    """(nats, number) of the trainable tokens of `batch` under a model with TRL's fused head."""
-    outputs = model(**batch, use_cache=False, fused_lm_head=True)
-    return -outputs.log_probs.sum(), outputs.label_mask.sum()
+def summed_loss(model: Any, batch: Any, *, fused: bool) -> tuple[Any, Any]:
+    """(nats, number) of the trainable tokens of `batch`, by TRL's fused head or the model's own."""
+    if fused:
+        outputs = model(**batch, use_cache=False, fused_lm_head=True)
+        return -outputs.log_probs.sum(), outputs.label_mask.sum()
+    loss = model(**batch, use_cache=False, num_items_in_batch=1).loss
+    return loss, (batch["labels"][:, 1:] != IGNORED).sum()
 
 
 def _pretokenised(objective: str) -> Any:
