@@ -158,7 +158,7 @@ def test_evaluation_is_the_loss_per_token_and_leaves_the_run_as_it_was(
 ) -> None:
     how: dict[str, Any] = {
         "customization": {"lora": {"rank": 4, "dropout": 0.3}},
-        "tuning": {"validation_share": 0.4, "packing": packing},
+        "tuning": {"validation_share": 0.4, "packing": packing, "num_epochs": 2},
     }
     plain = [metrics.loss for metrics in finished(cells.loop(cells.plan("sft", **how)))]
     loop = cells.loop(cells.plan("sft", **how))

@@ -33,7 +33,9 @@ def test_every_cell_trains_and_its_result_loads_on_the_original_base(
     theirs = logits(reloaded(objective, method, cells, tmp_path / "result"))
     assert torch.allclose(ours, theirs, atol=2e-4), (ours - theirs).abs().max()
     if objective != "reward":
-        assert not torch.allclose(ours, logits(base(objective, method, cells)), atol=1e-3)
+        before = logits(base(objective, method, cells))
+        # Prompt methods answer for their virtual tokens too, which come first.
+        assert not torch.allclose(ours[:, -before.shape[1] :], before, atol=1e-3)
 
 
 def base(objective: str, method: str, cells: Cells) -> Any:
