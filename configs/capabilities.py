@@ -347,6 +347,9 @@ def _within(param: str, request: TrainRequest) -> str:
 
 
 def _who_can(request: TrainRequest, column: str, wanted: str) -> str:
+    custom = request.customization
+    if column in ("trains", "methods"):
+        wanted = f"{custom.objective} with {custom.method}"
     able = [
         row for row in ENGINES.values() if row.engine != "simulated" and _can(request, row, column)
     ]
@@ -356,13 +359,14 @@ def _who_can(request: TrainRequest, column: str, wanted: str) -> str:
 
 
 def _can(request: TrainRequest, row: EngineCapability, column: str) -> bool:
+    """Whether the engine has what this column lacks, for what the request trains."""
+    custom = request.customization
+    if custom.method not in row.trains.get(custom.objective, []):
+        return False
     if column == "tensor_parallel":
         return row.tensor_parallel
-    return all(
-        wanted in accepted
-        for _, wanted, accepted, name in _demands(request, row)
-        if name in (column, "trains")
-    )
+    demands = _demands(request, row)
+    return all(wanted in accepted for _, wanted, accepted, name in demands if name == column)
 
 
 def _apis(backends: list[Any]) -> str:
