@@ -14,6 +14,7 @@ from pathlib import Path
 
 from configs.capabilities import ENGINES, EngineCapability
 from configs.names import BACKENDS
+from configs.nemo_names import LAYERS, MAPPING, REFUSED
 from serve_app.api import bare_app
 from serve_app.responses import INTERNAL, KINDS
 from serve_app.schema_words import Schema, default_of, one_line, references, type_of
@@ -72,6 +73,7 @@ def render() -> str:
         *_objects("Job", schemas),
         _errors(),
         _capabilities(),
+        _nemo_names(),
     ]
     return "\n".join(parts)
 
@@ -169,6 +171,25 @@ def _capabilities() -> str:
         if name != "engine":
             cells = [_cell(getattr(row, name)) for row in ENGINES.values()]
             rows.append(f"| {name}: {one_line(field.description)} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _nemo_names() -> str:
+    rows = [
+        "## NVIDIA's names\n",
+        "`/nemo` takes these fields of NVIDIA NeMo Customizer's jobs beside the schema above, and no",
+        "field under both names.\n",
+        "| NVIDIA's field | here | values |",
+        "|---|---|---|",
+    ]
+    for name in MAPPING:
+        values = ", ".join(f"`{theirs}` → `{ours}`" for theirs, ours in name.values) or "any"
+        ours = f"`{name.ours}`" if name.ours else "what always happens here"
+        rows.append(f"| `{name.nemo}` | {ours} | {values} |")
+    layers = (f"`{theirs}`: {', '.join(ours)}" for theirs, ours in LAYERS.items())
+    rows.append(f"\nFused layers in `lora.target_modules`: {'; '.join(layers)}.\n")
+    rows += ["| refused | what to do |", "|---|---|"]
+    rows += [f"| `{path}` | {remedy} |" for path, remedy in REFUSED.items()]
     return "\n".join(rows) + "\n"
 
 

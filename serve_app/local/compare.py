@@ -1,5 +1,6 @@
 """Base and tuned models side by side: loads finished adapters back with PEFT, as a user would."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,9 @@ def compare(
     from train_loops.data.template import load_tokenizer
 
     disable_progress_bar()
+    # PEFT imports it when it is there, and it warns about kernels for GPUs.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(base_folder)
     base = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     found = [_measured(BASE, base, tokenizer, prompts, held_out)]
