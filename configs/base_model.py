@@ -17,11 +17,13 @@ _LOCAL_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*$")
 
 
 class BaseModelSpec(Spec):
-    """Where the base model comes from. Weights are read from safetensors only."""
+    """Where the base model comes from: weights as safetensors, or in Meta's own layout
+    (`consolidated.*.pth` with `params.json`). Other pickles are never read."""
 
     provider: ModelProvider
     """`huggingface`: a hub repository. `s3`: a folder in a bucket. `local`: a folder under the
-    operator's model root. `nemo` and `meta`: those catalogues' own checkpoint layouts."""
+    operator's model root. `meta`: a hub repository, read in Meta's layout. `nemo`: NeMo's own
+    checkpoints, which only the simulated engine takes."""
 
     model_name: Annotated[str, Field(min_length=1, max_length=512)]
     """`org/name` on the hub, an `s3://bucket/folder`, or a folder name under the model root."""

@@ -75,15 +75,16 @@ class DataCounts(Record):
     """What became of the datasets: the rows of one epoch, weights applied."""
 
     rows: int
-    """Rows that an epoch trains on."""
+    """Rows that an epoch trains on; for objective `cpt`, the pieces that texts were split into."""
     truncated_rows: int
     """Rows among them that were cut at `max_sequence_length`."""
     dropped_rows: int
-    """Rows left out, since no trainable token of theirs lies within `max_sequence_length`."""
+    """Rows left out, since nothing of theirs can be learnt within `max_sequence_length`: no
+    trainable token, no difference of two answers, or (`reward`) an answer that would be cut."""
     tokens: int
     """Tokens of all rows, after the template and the cut."""
     trainable_tokens: int
-    """Tokens among them that the loss counts."""
+    """Tokens among them that the loss counts; 0 for `grpo`, whose answers are yet to be written."""
     packs: int | None = None
     """Sequences that the rows were packed into; null without packing."""
     validation_rows: int = 0

@@ -177,8 +177,8 @@ def _capabilities() -> str:
 def _nemo_names() -> str:
     rows = [
         "## NVIDIA's names\n",
-        "`/nemo` takes these fields of NVIDIA NeMo Customizer's jobs beside the schema above, and no",
-        "field under both names.\n",
+        "`/nemo` takes these fields of NVIDIA NeMo Customizer's jobs beside the schema above, and",
+        "no field under both names.\n",
         "| NVIDIA's field | here | values |",
         "|---|---|---|",
     ]

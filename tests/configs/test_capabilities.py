@@ -143,7 +143,6 @@ def test_an_engine_of_another_api_is_refused_with_its_address() -> None:
             "customization.precision",
         ),
         ({"base_model": {"provider": "nemo", "model_name": "o/m"}}, "nemo", "base_model.provider"),
-        ({"base_model": {"provider": "meta", "model_name": "o/m"}}, "nemo", "base_model.provider"),
         ({"logging": [{"type": "jsonl"}, {"type": "wandb"}]}, "hf-unsloth", "logging[1].type"),
         (
             {
