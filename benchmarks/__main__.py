@@ -8,22 +8,25 @@ import json
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import SecretStr
 from rich.console import Console
 
-from benchmarks import api, noop, training
+from benchmarks import api, noop, packing, training
 from benchmarks.report import Report
 from configs.errors import ConfigInvalid, TrainerError
+from configs.names import BACKENDS
 from configs.settings import Settings
 from serve_app.client import TrainerClient
 from serve_app.local import assets, processes
 from serve_app.local.stack import LocalStack, StackState
 
-Part = Literal["api", "training"]
+ROUNDS = 2
+Part = Literal["api", "training", "packing"]
 
 
 def main() -> int:
@@ -46,7 +49,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny counts: does it work at all?")
-    parser.add_argument("--only", choices=["api", "training"], help="measure this part alone")
+    parser.add_argument(
+        "--only", choices=["api", "training", "packing"], help="measure this part alone"
+    )
     return parser.parse_args()
 
 
@@ -82,19 +87,30 @@ def _measure(
     def say(what: str) -> None:
         console.print(f"· {what}")
 
-    trained = pressed = None
-    with TrainerClient(state.base_url, token=token or None, backend="hf-unsloth") as client:
-        if only != "api":
-            rounds = 1 if quick else 3
-            trained = training.measure(
-                client, state, build.folder, rounds=rounds, quick=quick, say=say
+    parts = {only} if only else set(get_args(Part))
+    trained: list[training.TrainingResult] = []
+    packed = pressed = None
+    if "packing" in parts:
+        packed = packing.measure(build.folder, quick=quick, say=say)
+    with ExitStack() as stack:
+        clients = {
+            api_name: stack.enter_context(
+                TrainerClient(state.base_url, token=token or None, backend=api_name)
             )
-        if only != "training":
+            for api_name in BACKENDS
+        }
+        if "training" in parts:
+            rounds = 1 if quick else ROUNDS
+            trained = training.measure(
+                clients, state, build.folder, rounds=rounds, quick=quick, say=say
+            )
+        if "api" in parts:
             rounds, seconds = (1, 1.0) if quick else (5, 3.0)
             pressed = api.measure(
-                client, state, settings.home, token, rounds=rounds, seconds=seconds, say=say
-            )
-    return Report(resident, pressed, trained)
+                clients["hf-unsloth"], state, settings.home, token,
+                rounds=rounds, seconds=seconds, say=say,
+            )  # fmt: skip
+    return Report(resident, pressed, trained, packed)
 
 
 def _own(settings: Settings) -> Settings:

@@ -1,8 +1,10 @@
-"""Speed and time left, over a sliding window of steps."""
+"""Speed, time left and memory of a run. Called by `worker.py` after each step."""
 
+import resource
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 from configs.job import Progress
 from train_loops.engines.base import Metrics
@@ -42,3 +44,13 @@ class Speedometer:
     def now(self, progress: Progress) -> Progress:
         """`progress` with the validation loss that was found since."""
         return progress.model_copy(update={"validation_loss": self.validation_loss})
+
+
+def peak_memory_bytes(device: Literal["cpu", "cuda"]) -> int:
+    """The most that this worker has held so far: of its GPU's memory, or of main memory."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -16,7 +16,7 @@ from train_loops.engines.base import Engine, Inputs, Metrics, TrainLoop
 from train_loops.plan import Plan, checkpoint_interval
 from train_loops.report import Reporter, now
 from train_loops.sinks.base import FanOut
-from train_loops.speed import Speedometer
+from train_loops.speed import Speedometer, peak_memory_bytes
 from train_loops.stores.base import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,9 @@ def _told(plan: Plan, metrics: Metrics, speedometer: Speedometer, seat: Seat) ->
             "train_loss": metrics.loss,
             "learning_rate": metrics.learning_rate,
             "grad_norm": metrics.grad_norm,
+            "tokens": metrics.tokens,
             "tokens_per_second": progress.tokens_per_second,
+            "peak_memory_bytes": peak_memory_bytes(plan.device),
         }
     )
     return progress
