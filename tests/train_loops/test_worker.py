@@ -154,7 +154,7 @@ def test_each_step_is_one_record_of_metrics(on: Run) -> None:
     assert [record["step"] for record in on.sink.records] == [1, 2, 3]
     assert on.sink.records[0].keys() == {
         "at", "attempt", "step", "epoch", "train_loss", "learning_rate", "grad_norm",
-        "tokens_per_second",
+        "tokens", "tokens_per_second", "peak_memory_bytes",
     }  # fmt: skip
     assert {record["attempt"] for record in on.sink.records} == {2}
 
