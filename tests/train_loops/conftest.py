@@ -49,9 +49,10 @@ def model_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def file_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file root with one dataset in a project's ingestion folder."""
+    """A file root with one dataset in a project's ingestion folder. One a file of tests: runs of
+    the same job id go on in each other's logs."""
     root = tmp_path_factory.mktemp("files")
     folder = root / "users/u1/projects/p1/ingestion"
     folder.mkdir(parents=True)
