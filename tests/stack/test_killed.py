@@ -35,7 +35,7 @@ def test_a_killed_replica_comes_back_and_the_run_is_not_disturbed(service: Servi
 def test_a_killed_worker_is_replaced_and_training_goes_on_from_its_checkpoint(
     service: Service,
 ) -> None:
-    tuning = {"max_steps": 60, "batch_size": 8, "checkpoint_every_steps": 5}
+    tuning = {"max_steps": 60, "num_epochs": 99, "batch_size": 8, "checkpoint_every_steps": 5}
     job = service.training(service.submit(request(tuning_parameters=tuning)), step=12)
     service.kill("ray::RayTrainWorker")
     job = service.ended(job)
