@@ -1,6 +1,7 @@
 """The Serve applications: the only place that binds. `build` makes one API; three are deployed."""
 
 import logging
+import time
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,6 +24,9 @@ class ApiArguments(BaseModel):
     backend: Backend
 
 
+NUDGE_INTERVAL_S = 0.5
+
+
 @serve.deployment
 @serve.ingress()
 class TrainingApi:
@@ -34,6 +38,7 @@ class TrainingApi:
         self._box = SecretBox.open(self._settings)
         self._store = JobStore.open(self._settings.store_url, self._box)
         self._tracker: Any = None
+        self._nudged_at = -NUDGE_INTERVAL_S
         self.check_health()
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -46,10 +51,17 @@ class TrainingApi:
         )
 
     def nudge(self) -> None:
-        """Wake the tracker, fire and forget; a job waits in the store when it is down."""
+        """Wake the tracker, fire and forget; a job waits in the store when it is down.
+
+        Once in a while is enough: each wake makes it look at the whole queue, and it looks every
+        second by itself.
+        """
+        now = time.monotonic()
+        if self._tracker is None or now - self._nudged_at < NUDGE_INTERVAL_S:
+            return
+        self._nudged_at = now
         try:
-            if self._tracker is not None:
-                self._tracker.nudge.remote()
+            self._tracker.nudge.remote()
         except RayError as error:
             logger.warning("the tracker was not woken: %s", error)
             self._tracker = None
