@@ -44,6 +44,9 @@ def compare(
     held_out: Sequence[Sequence[Message]],
 ) -> list[Comparison]:
     """The base model and each adapter on it, by name: greedy answers, and the held-out loss."""
+    # PEFT imports it when it is there, and it warns about kernels for GPUs.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -51,9 +54,6 @@ def compare(
     from train_loops.data.template import load_tokenizer
 
     disable_progress_bar()
-    # PEFT imports it when it is there, and it warns about kernels for GPUs.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(base_folder)
     base = AutoModelForCausalLM.from_pretrained(base_folder).eval()
     found = [_measured(BASE, base, tokenizer, prompts, held_out)]
