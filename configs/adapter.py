@@ -17,6 +17,8 @@ Quantization = Literal["nf4", "int8"]
 Sharding = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 LORA_METHODS: frozenset[Method] = frozenset({"lora", "qlora", "dora", "rslora", "loftq", "pissa"})
+LOW_BIT_METHODS: frozenset[Method] = frozenset({"qlora", "loftq"})
+"""Those whose frozen weights are of 4 or 8 bits."""
 PROMPT_METHODS: frozenset[Method] = frozenset({"prefix_tuning", "prompt_tuning", "p_tuning"})
 PREFERENCE_OBJECTIVES: frozenset[Objective] = frozenset({"dpo", "orpo", "kto"})
 

@@ -1,11 +1,8 @@
-"""Settings that an engine has, but not together. `capabilities.refuse` asks here after its table.
-
-The engines check the same once more where they meet it, for runs that come by no API.
-"""
+"""Settings that an engine has, but not together; `capabilities.refuse` asks after its table."""
 
 from collections.abc import Iterator
 
-from configs.adapter import PROMPT_METHODS, EngineName, LoraSpec, ShardingSpec
+from configs.adapter import LOW_BIT_METHODS, PROMPT_METHODS, EngineName, LoraSpec, ShardingSpec
 from configs.errors import Unsupported
 from configs.request import TrainRequest
 
@@ -31,8 +28,9 @@ def _sharding(request: TrainRequest, engine: EngineName) -> Iterator[Unsupported
             param,
             "Use 'ddp' or 'zero3', or post to /meta/train.",
         )
-    low_bits = custom.method in ("qlora", "loftq")
-    if low_bits and strategy in _SPLITS_WEIGHTS and request.resources.worker_count > 1:
+    # A single worker of the recipe splits nothing, whatever the strategy is called.
+    splits = strategy in _SPLITS_WEIGHTS and (engine == "trl" or request.resources.worker_count > 1)
+    if splits and custom.method in LOW_BIT_METHODS:
         yield Unsupported(
             f"sharding {strategy!r} cannot split weights of 4 or 8 bits",
             param,

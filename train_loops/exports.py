@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from configs.adapter import LOW_BIT_METHODS
 from configs.errors import ConfigInvalid
 from configs.request import ExportFormat
 from train_loops.engines.base import Inputs
@@ -72,7 +73,7 @@ def _merged(plan: Plan, inputs: Inputs, weights: Path, target: Path) -> MergeRep
         target,
         rows=_rows(plan, inputs),
         dtype=dtype,
-        quantized=custom.method in ("qlora", "loftq"),
+        quantized=custom.method in LOW_BIT_METHODS,
         trust_remote_code=remote_code,
     )
 

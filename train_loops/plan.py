@@ -7,7 +7,8 @@ results. It holds no secret, so that Ray may show it.
 from typing import Any, Literal
 
 from configs.adapter import EngineName
-from configs.capabilities import ENGINES
+from configs.capabilities import ENGINES, refuse
+from configs.errors import ConfigInvalid
 from configs.job import Job, Record
 from configs.names import Backend, attempt_folder, locations
 from configs.request import TrainRequest
@@ -89,6 +90,21 @@ def resolve(job: Job, attempt: int) -> Plan:
         output_uri=where.output_uri,
         request=job.request,
     )
+
+
+def require_supported(plan: Plan) -> None:
+    """Ask the capability table once more, for runs that came by no API.
+
+    Raises:
+        ConfigInvalid: the engine cannot honour a setting; it names the field.
+    """
+    row = ENGINES[plan.engine]
+    for refusal in refuse(plan.spec, row, environments={plan.environment or ""}):
+        raise ConfigInvalid(
+            f"engine {plan.engine!r} cannot honour the plan: {refusal.message}",
+            refusal.param,
+            refusal.hint,
+        )
 
 
 def batch_split(tuning: TuningParameters, workers: int) -> tuple[int, int]:

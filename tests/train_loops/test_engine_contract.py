@@ -13,7 +13,7 @@ from configs.adapter import Method, Objective
 from configs.capabilities import ENGINES, HOME, choose_engine
 from configs.errors import Unsupported
 from configs.request import TrainRequest
-from tests.train_loops.bench import Bench, results
+from tests.train_loops.bench import Bench, furthest, results, second_attempt
 from tests.train_loops.plans import OrderingReporter, request
 from train_loops.engines import simulated
 
@@ -27,7 +27,7 @@ SAME = 1e-5
 def bench(
     request: Any, file_root: Path, model_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bench:
-    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"), request.param)
+    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"), request.param, STEPS)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def steps(reporter: OrderingReporter) -> list[int]:
 
 def test_every_step_is_reported_once_with_its_numbers(bench: Bench) -> None:
     reporter = OrderingReporter()
-    plan = bench.plan(f"{bench.engine}-whole")
+    plan = bench.plan("whole")
     assert bench.run(plan, reporter).stop is None
     assert steps(reporter) == list(range(1, STEPS + 1))
     for line in bench.metrics(plan):
@@ -54,40 +54,29 @@ def test_every_step_is_reported_once_with_its_numbers(bench: Bench) -> None:
 def test_a_run_ends_with_its_epochs_or_with_its_step_limit_whichever_comes_first(
     bench: Bench,
 ) -> None:
-    plan = bench.plan(f"{bench.engine}-short", tuning={"max_steps": 1000, "batch_size": 12})
+    plan = bench.plan("short", tuning={"max_steps": 1000, "batch_size": 12})
     # Twenty-four rows; a simulated epoch has ten steps.
     assert len(bench.trained(plan)) == (10 if bench.engine == "simulated" else 2)
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(bench: Bench) -> None:
     tuning = {"max_steps": STEPS, "seed": 7, "warmup_ratio": 0.3, "lr_scheduler": "cosine"}
-    whole = bench.plan(f"{bench.engine}-never-stopped", tuning=tuning)
+    whole = bench.plan("never-stopped", tuning=tuning)
     expected = bench.trained(whole)
-    stopped = bench.plan(f"{bench.engine}-stopped", tuning=tuning)
+    stopped = bench.plan("stopped", tuning=tuning)
     assert bench.run(stopped, OrderingReporter(stop="cancel", at_step=2)).stop == "cancel"
     assert not results(stopped).exists(), "a run that was stopped publishes nothing"
-    resumed = bench.plan(f"{bench.engine}-stopped", attempt=2, tuning=tuning)
+    resumed = second_attempt(stopped)
     reporter = OrderingReporter()
     assert bench.run(resumed, reporter).stop is None
     assert steps(reporter) == [3, 4]
     assert bench.losses(resumed) == pytest.approx(expected, abs=SAME)
     if bench.engine != "simulated":
-        assert furthest(results(whole), results(resumed)) < SAME
-
-
-def furthest(left: Path, right: Path) -> float:
-    """Largest difference of two adapters' weights."""
-    from safetensors.torch import load_file
-
-    ours, theirs = (
-        load_file(folder / "adapter/adapter_model.safetensors") for folder in (left, right)
-    )
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+        assert furthest(whole, resumed) < SAME
 
 
 def test_closing_twice_or_before_the_first_step_does_no_harm(bench: Bench) -> None:
-    loop = bench.loop(bench.plan(f"{bench.engine}-closed"))
+    loop = bench.loop(bench.plan("closed"))
     loop.begin()
     loop.close()
     loop.close()
@@ -95,7 +84,7 @@ def test_closing_twice_or_before_the_first_step_does_no_harm(bench: Bench) -> No
 
 def test_a_closed_loop_leaves_no_weights_behind(bench: Bench) -> None:
     before = weights_alive()
-    loop = bench.loop(bench.plan(f"{bench.engine}-released"))
+    loop = bench.loop(bench.plan("released"))
     loop.begin()
     next(iter(loop.steps()))
     loop.close()
@@ -111,7 +100,7 @@ def weights_alive() -> int:
 
 
 def test_the_result_says_which_engine_made_it(bench: Bench) -> None:
-    plan = bench.plan(f"{bench.engine}-signed", tuning={"max_steps": 1})
+    plan = bench.plan("signed", tuning={"max_steps": 1})
     bench.run(plan)
     assert json.loads((results(plan) / "plan.json").read_text())["engine"] == bench.engine
 

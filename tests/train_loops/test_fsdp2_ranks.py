@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,12 @@ import pytest
 
 from configs.settings import Settings
 from tests.train_loops import two_ranks
-from tests.train_loops.fsdp2_bench import Bench, base_model, loss_of, validation_batch
+from tests.train_loops.bench import (
+    Bench,
+    assert_both_ranks_stopped_and_resumed,
+    loss_of,
+    second_attempt,
+)
 from train_loops.engines.base import find_engine
 from train_loops.inputs import fetch, job_folder
 from train_loops.plan import Plan
@@ -23,7 +26,7 @@ SEED = 2**32 - 1
 
 @pytest.fixture(scope="module")
 def bench(file_root: Path, model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"))
+    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"), "fsdp2", max_steps=4)
 
 
 @dataclass(frozen=True)
@@ -55,35 +58,9 @@ def pair(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     single.save(folder / "of-one-rank")
     alone += [metrics.loss for metrics in steps]
     single.close()
-    said = torchrun([str(folder)], bench).splitlines()
+    said = bench.torchrun("tests.train_loops.test_fsdp2_ranks", folder)
     checkpoint = job_folder(halted, bench.settings) / "checkpoints/step-2"
-    return Pair(both, halted.model_copy(update={"attempt": 2}), said, checkpoint, alone)
-
-
-def torchrun(arguments: list[str], bench: Bench) -> str:
-    """This module on two ranks; what both print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={port}", "-m", "tests.train_loops.test_fsdp2_ranks", *arguments]
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "TRAINER_HOME": str(bench.home),
-            "TRAINER_FILE_ROOT": str(bench.file_root),
-            "TRAINER_MODEL_ROOT": str(bench.model_root),
-        },
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
+    return Pair(both, second_attempt(halted), said, checkpoint, alone)
 
 
 def main(folder: Path) -> None:
@@ -113,16 +90,13 @@ def test_two_ranks_train_as_one(pair: Pair, bench: Bench) -> None:
 
 
 def test_two_ranks_stop_and_resume_together(pair: Pair, bench: Bench) -> None:
-    assert sorted(line for line in pair.said if line.startswith("rank")) == [
-        "rank 0: None, cancel, None",
-        "rank 1: None, cancel, None",
-    ]
+    assert_both_ranks_stopped_and_resumed(pair.said)
     assert bench.losses(pair.resumed) == pytest.approx(bench.losses(pair.both), abs=1e-5)
 
 
 def test_two_ranks_evaluate_as_one(pair: Pair, bench: Bench) -> None:
     found = [float(line.split(": ")[1]) for line in pair.said if line.startswith("evaluated")]
-    expected = loss_of(base_model(bench), validation_batch(bench, pair.both))
+    expected = loss_of(bench.base_model(), bench.validation_batch(pair.both))
     assert found == pytest.approx([expected, expected], abs=1e-5)
 
 

@@ -2,75 +2,33 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from configs.errors import ConfigInvalid
-from configs.job import Order
-from configs.settings import Settings
+from tests.train_loops.bench import (
+    Bench,
+    assert_both_ranks_stopped_and_resumed,
+    furthest,
+    logits,
+    results,
+    second_attempt,
+)
 from tests.train_loops.plans import OrderingReporter
-from tests.train_loops.plans import plan as resolved
 from train_loops.plan import Plan
-from train_loops.run import main, run
+from train_loops.run import main
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 ADAPTERS = ["lora", "dora", "rslora", "qlora"]
-TUNING = {"batch_size": 4, "micro_batch_size": 2, "max_steps": 3, "learning_rate": 1e-2}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One machine: its folders, and runs on it."""
-
-    file_root: Path
-    model_root: Path
-    home: Path
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(
-            _env_file=None, home=self.home, file_root=self.file_root, model_root=self.model_root
-        )
-
-    def plan(self, job_id: str, method: str = "lora", **changes: Any) -> Plan:
-        custom = {"method": method, **changes.pop("customization", {})}
-        return resolved(
-            f"file://{self.file_root}",
-            job_id=job_id,
-            engine="trl",
-            customization=custom,
-            tuning_parameters={**TUNING, **changes.pop("tuning", {})},
-            **changes,
-        )
-
-    def run(self, plan: Plan, reporter: OrderingReporter | None = None) -> Order:
-        return run(plan, self.settings, reporter or OrderingReporter())
-
-    def losses(self, plan: Plan) -> list[float]:
-        lines = (_path(plan.log_uri) / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["train_loss"] for line in lines]
-
-
-def _path(uri: str) -> Path:
-    return Path(uri.removeprefix("file://"))
-
-
-def results(plan: Plan) -> Path:
-    return _path(plan.results_uri)
 
 
 @pytest.fixture(scope="module")
 def bench(file_root: Path, model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"))
+    return Bench(file_root, model_root, tmp_path_factory.mktemp("home"), "trl")
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +38,6 @@ def trained(bench: Bench) -> dict[str, Plan]:
     for plan in plans.values():
         assert bench.run(plan).stop is None
     return plans
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out: torch.Tensor = model.eval()(input_ids=torch.arange(5, 25)[None]).logits
-    return out
-
-
-def base_model(bench: Bench) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(bench.model_root / "tiny-llama")
 
 
 @pytest.mark.parametrize("method", [*ADAPTERS, "full"])
@@ -109,7 +55,7 @@ def test_peft_loads_the_adapter_and_it_changes_the_model(
 ) -> None:
     from peft import PeftModel
 
-    base = base_model(bench)
+    base = bench.base_model()
     before = logits(base)
     tuned = PeftModel.from_pretrained(base, results(trained[method]) / "adapter")
     assert not torch.equal(before, logits(tuned))
@@ -122,7 +68,7 @@ def test_a_full_run_leaves_a_model_with_its_tokenizer(
 
     folder = results(trained["full"]) / "model"
     tuned = AutoModelForCausalLM.from_pretrained(folder)
-    assert not torch.equal(logits(base_model(bench)), logits(tuned))
+    assert not torch.equal(logits(bench.base_model()), logits(tuned))
     assert AutoTokenizer.from_pretrained(folder).chat_template
 
 
@@ -213,56 +159,22 @@ def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(bench: Bench) -
     bench.run(straight)
     assert bench.run(halted, OrderingReporter(stop="cancel", at_step=2)).stop == "cancel"
     reporter = OrderingReporter()
-    second = halted.model_copy(update={"attempt": 2})
+    second = second_attempt(halted)
     assert bench.run(second, reporter).stop is None
 
     started = next(event for event in reporter.events if event.type == "started")
     assert (started.resumed_from_step, started.total_steps) == (2, 5)
     assert bench.losses(second) == bench.losses(straight)
-    assert_same_weights(straight, second)
-
-
-def assert_same_weights(one: Plan, other: Plan) -> None:
-    name = "adapter/adapter_model.safetensors"
-    ours, theirs = load_file(results(one) / name), load_file(results(other) / name)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert furthest(straight, second) == 0
 
 
 def test_a_resumed_run_has_a_speed_at_every_step(bench: Bench) -> None:
     plan = bench.plan("speeds", tuning={"max_steps": 4})
     bench.run(plan, OrderingReporter(stop="cancel", at_step=2))
-    bench.run(plan.model_copy(update={"attempt": 2}))
-    lines = (_path(plan.log_uri) / "metrics.jsonl").read_text().splitlines()
-    speeds = [json.loads(line)["tokens_per_second"] for line in lines]
+    bench.run(second_attempt(plan))
+    speeds = [line["tokens_per_second"] for line in bench.metrics(plan)]
     assert len(speeds) == 4
     assert all(speed > 0 for speed in speeds)
-
-
-def torchrun(module: str, arguments: list[str], bench: Bench) -> str:
-    """The module on two ranks; what both print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={port}", "-m", module, *arguments]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "TRAINER_HOME": str(bench.home),
-        "TRAINER_FILE_ROOT": str(bench.file_root),
-        "TRAINER_MODEL_ROOT": str(bench.model_root),
-    }
-    ran = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
 
 
 def test_two_ranks_train_as_one_and_stop_and_resume_together(bench: Bench, tmp_path: Path) -> None:
@@ -274,16 +186,13 @@ def test_two_ranks_train_as_one_and_stop_and_resume_together(bench: Bench, tmp_p
     )
     for name, plan in (("both", both), ("halted", halted)):
         (tmp_path / f"{name}.json").write_text(plan.model_dump_json())
-    said = torchrun("tests.train_loops.two_ranks", [str(tmp_path)], bench)
+    said = bench.torchrun("tests.train_loops.two_ranks", tmp_path)
 
-    assert sorted(line for line in said.splitlines() if line.startswith("rank")) == [
-        "rank 0: None, cancel, None",
-        "rank 1: None, cancel, None",
-    ]
+    assert_both_ranks_stopped_and_resumed(said)
     assert bench.losses(both)[0] == pytest.approx(bench.losses(alone)[0], abs=1e-3)
     assert bench.losses(halted) == bench.losses(both)
-    resumed = halted.model_copy(update={"attempt": 2})
-    assert_same_weights(both, resumed)
+    resumed = second_attempt(halted)
+    assert furthest(both, resumed) == 0
     assert (results(resumed) / "manifest.json").exists()
 
 
@@ -292,9 +201,8 @@ def test_the_command_line_runs_a_plan(
 ) -> None:
     plan = bench.plan("by-hand", tuning={"max_steps": 1})
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
-    monkeypatch.setenv("TRAINER_HOME", str(bench.home))
-    monkeypatch.setenv("TRAINER_FILE_ROOT", str(bench.file_root))
-    monkeypatch.setenv("TRAINER_MODEL_ROOT", str(bench.model_root))
+    for name, value in bench.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["train_loops.run", str(tmp_path / "plan.json")])
     assert main() == 0
     outcome = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -55,7 +55,7 @@ def test_a_model_in_16_bits_is_no_qlora_base() -> None:
 
 
 def test_a_model_in_4_bits_is_one(cells: Cells) -> None:
-    from train_loops.engines.trl import load_model
+    from train_loops.engines.causal_lm import load_base
 
-    model, _ = load_model(cells.plan("sft", "qlora"), cells.model_folder)
+    model, _ = load_base(cells.plan("sft", "qlora"), cells.model_folder)
     unsloth.assert_four_bits(model)

@@ -125,5 +125,24 @@ def tokens_in(batch: Batch) -> int:
     return int(real.amax(dim=1).sum())
 
 
+def trainable_in(batch: Batch) -> int:
+    """Tokens of a batch that the loss counts."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def validation_batches(
+    rows: "Dataset", size: int, *, rank: int, world_size: int
+) -> Iterator[Batch]:
+    """One rank's batches of `rows`: every rank has the same number, because a forward pass of a
+    sharded model is a collective. Where rows run out, the first one comes with nothing to learn."""
+    for start in range(0, len(rows), size * world_size):
+        first = start + rank * size
+        numbers = range(first, min(first + size, len(rows)))
+        batch = collate([rows[number] for number in numbers or range(1)])
+        if not numbers:
+            batch["labels"].fill_(IGNORED)
+        yield batch
+
+
 def _filled(values: Sequence[Sequence[int]], longest: int, filler: int) -> torch.Tensor:
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in values])

@@ -5,20 +5,21 @@ The recipe places and shards the model, computes, clips and steps. Rows, order a
 other engines. Source: nemo-automodel 0.7.0, `TrainFinetuneRecipeForNextTokenPrediction`.
 """
 
-import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_loops.data.mask import IGNORED
 from train_loops.engines.automodel_cpu import without_gpu
 from train_loops.engines.automodel_export import export_adapter, export_model
-from train_loops.engines.automodel_group import join_group, leave_group
 from train_loops.engines.automodel_recipe import recipe_config
 from train_loops.engines.automodel_setup import recipe_of
 from train_loops.engines.automodel_state import restore, store
 from train_loops.engines.base import Inputs, Metrics, Span
+from train_loops.engines.group import Group, join_group
+from train_loops.engines.schedule import scheduler, total_steps
 from train_loops.plan import Plan
 
 if TYPE_CHECKING:
@@ -39,31 +40,27 @@ class AutomodelEngine:
         config = recipe_config(plan, inputs.model_folder, inputs.scratch / "automodel")
         remote_code = plan.spec.base_model.trust_remote_code
         load_tokenizer(inputs.model_folder, trust_remote_code=remote_code)
-        ours = join_group(plan, rank, world_size)
-        try:
-            return AutomodelLoop(plan, inputs, recipe_of(config, plan), rank, ours)
-        except BaseException:
-            leave_group(ours)
-            raise
+        with ExitStack() as unless_built:
+            group = join_group(plan, rank, world_size)
+            unless_built.callback(group.leave)
+            loop = AutomodelLoop(plan, inputs, recipe_of(config, plan), group)
+            unless_built.pop_all()
+            return loop
 
 
 class AutomodelLoop:
     """A `TrainLoop` that takes the recipe's optimizer steps one by one."""
 
-    def __init__(
-        self, plan: Plan, inputs: Inputs, recipe: Any, rank: int, owns_group: bool
-    ) -> None:
+    def __init__(self, plan: Plan, inputs: Inputs, recipe: Any, group: Group) -> None:
         self._plan = plan
         self._inputs = inputs
         self._recipe: Any = recipe
-        self._rank = rank
-        self._owns_group = owns_group
+        self._rank = group.rank
+        self._group = group
         self._step = 0
         self._resume_from: Path | None = None
         self._batches = self._step_batches()
-        tuning = plan.tuning
-        whole = tuning.num_epochs * self._batches.steps_per_epoch
-        self._total_steps = min(whole, tuning.max_steps or whole)
+        self._total_steps = total_steps(plan, self._batches.steps_per_epoch)
         self._rate = rate_of_step(plan, self._total_steps)
 
     def load(self, folder: Path) -> None:
@@ -133,7 +130,7 @@ class AutomodelLoop:
             return
         self._recipe.metric_logger_train.close()
         self._recipe = None
-        leave_group(self._owns_group)
+        self._group.leave()
 
     @property
     def _model(self) -> Any:
@@ -159,21 +156,19 @@ class AutomodelLoop:
         )
 
     def _validation_batches(self) -> "Iterator[Batch]":
-        """This rank's validation rows, in as many batches as every other rank has: where rows run
-        out, the first ones come again and count nothing."""
-        from train_loops.data.batches import collate
+        """This rank's validation rows."""
+        from train_loops.data.batches import validation_batches
         from train_loops.data.prepare import load_validation
 
         rows = load_validation(self._inputs.data_folder)
         assert rows is not None
-        size, ranks = self._plan.micro_batch_size, self._recipe._get_dp_group_size()
-        for start in range(0, len(rows), size * ranks):
-            first = start + size * self._recipe._get_dp_rank()
-            numbers = range(first, min(first + size, len(rows)))
-            batch = for_recipe(collate([rows[number] for number in numbers or range(1)]))
-            if not numbers:
-                batch["labels"].fill_(IGNORED)
-            yield batch
+        batches = validation_batches(
+            rows,
+            self._plan.micro_batch_size,
+            rank=self._recipe._get_dp_rank(),
+            world_size=self._recipe._get_dp_group_size(),
+        )
+        return map(for_recipe, batches)
 
     def _sum(self, value: float) -> float:
         """Over all data-parallel ranks."""
@@ -182,22 +177,15 @@ class AutomodelLoop:
         return float(self._recipe._dp_allreduce(torch.tensor(value, dtype=torch.float64)))
 
 
-def rate_of_step(plan: Plan, total_steps: int) -> Any:
+def rate_of_step(plan: Plan, steps: int) -> Any:
     """Share of the peak learning rate at a step (from 0): transformers' schedules.
 
     A function of the step, so that a resumed run needs no state of it.
     """
     import torch
-    from transformers import get_scheduler
 
-    tuning = plan.tuning
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    schedule: Any = get_scheduler(
-        tuning.lr_scheduler,
-        unused,
-        num_warmup_steps=math.ceil(total_steps * tuning.warmup_ratio),
-        num_training_steps=total_steps,
-    )
+    schedule: Any = scheduler(unused, plan, steps)
     return schedule.lr_lambdas[0]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from configs.adapter import LoraSpec
 from configs.errors import ConfigInvalid
+from train_loops.engines.schedule import decayed_names
 from train_loops.plan import Plan
 
 
@@ -99,11 +100,7 @@ def _assign(parameter: Any, value: Any) -> None:
 
 def spare_norms(optimizer: Any, model: Any) -> None:
     """No weight decay on norms and biases, as transformers' `get_decay_parameter_names`."""
-    import torch
-    from transformers.trainer_pt_utils import get_parameter_names
-
-    patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-    decaying = set(get_parameter_names(model, [torch.nn.LayerNorm], patterns))
+    decaying = decayed_names(model)
     spared = [p for n, p in model.named_parameters() if p.requires_grad and n not in decaying]
     if not spared:
         return

@@ -8,12 +8,9 @@ Source: nemo-automodel 0.7.0, `TrainFinetuneRecipeForNextTokenPrediction`, `Peft
 from pathlib import Path
 from typing import Any
 
-from configs.adapter import LoraSpec, ShardingSpec
-from configs.errors import ConfigInvalid
-from train_loops.plan import Plan
+from configs.adapter import LoraSpec
+from train_loops.plan import Plan, require_supported
 
-METHODS = ("lora", "qlora", "full")
-OBJECTIVES = ("sft", "cpt")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 HEADS = ("lm_head", "embed_out", "output_layer")
 """Names of the output layer in transformers' causal language models, none of them in a block."""
@@ -28,7 +25,7 @@ def recipe_config(plan: Plan, model_folder: Path, scratch: Path) -> dict[str, An
     Raises:
         ConfigInvalid: the recipe cannot honour a setting.
     """
-    refuse(plan)
+    require_supported(plan)
     config: dict[str, Any] = {
         "recipe": "TrainFinetuneRecipeForNextTokenPrediction",
         # The recipe adds the rank to it, and the sum must fit into 32 bits.
@@ -63,56 +60,6 @@ def strategy(plan: Plan) -> str:
     if sharding is not None and sharding.strategy is not None:
         return sharding.strategy
     return "ddp" if plan.spec.customization.method == "qlora" else "fsdp2"
-
-
-def refuse(plan: Plan) -> None:
-    """Say which setting the recipe cannot honour.
-
-    Raises:
-        ConfigInvalid: there is one; it names the field.
-    """
-    custom = plan.spec.customization
-    lora = custom.lora or LoraSpec()
-    for field, value, accepted in (
-        ("customization.method", custom.method, METHODS),
-        ("customization.objective", custom.objective, OBJECTIVES),
-        ("customization.precision", custom.precision, tuple(PRECISIONS)),
-        ("customization.quantization", custom.quantization, (None, "nf4")),
-        ("customization.lora.bias", lora.bias, ("none",)),
-    ):
-        if value not in accepted:
-            raise _cannot(field, value, f"Use {' or '.join(repr(a) for a in accepted if a)}.")
-    _refuse_sharding(plan, custom.sharding or ShardingSpec(), lora)
-
-
-def _refuse_sharding(plan: Plan, sharding: ShardingSpec, lora: LoraSpec) -> None:
-    """Combinations of sharding with the rest."""
-    param, ways = "customization.sharding", sharding.tensor_parallel
-    if sharding.strategy not in ("fsdp2", "ddp", None):
-        raise _cannot(f"{param}.strategy", sharding.strategy, "Use 'fsdp2' or 'ddp'.")
-    low_bits = plan.spec.customization.method == "qlora"
-    if low_bits and strategy(plan) == "fsdp2" and plan.workers > 1:
-        raise _cannot(
-            f"{param}.strategy", "fsdp2", "Weights of 4 bits cannot be cut: use 'ddp' with qlora."
-        )
-    if ways == 1:
-        return
-    if plan.workers % ways:
-        hint = f"Use a divisor of the {plan.workers} workers."
-        raise _cannot(f"{param}.tensor_parallel", ways, hint)
-    if strategy(plan) != "fsdp2" or low_bits:
-        hint = "Tensor parallelism needs strategy 'fsdp2', and method 'lora' or 'full'."
-        raise _cannot(f"{param}.tensor_parallel", ways, hint)
-    if lora.dropout and plan.spec.customization.method == "lora":
-        # Each worker would drop other inputs of the same adapter.
-        hint = "Use dropout 0, or tensor_parallel 1."
-        raise _cannot("customization.lora.dropout", lora.dropout, hint)
-
-
-def _cannot(field: str, value: object, hint: str) -> ConfigInvalid:
-    return ConfigInvalid(
-        f"{field}: NeMo AutoModel cannot honour {value!r} here", param=field, hint=hint
-    )
 
 
 def _model(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -8,22 +8,18 @@ Sources: PyTorch documentation of `fully_shard`; Zhao et al. 2023 (arXiv:2304.11
 and weight decay, transformers' Trainer.
 """
 
-import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_loops.engines import causal_lm, fsdp2_state
 from train_loops.engines.base import Inputs, Metrics, Span
-from train_loops.engines.fsdp2_group import Group, join_group
-from train_loops.engines.fsdp2_model import (
-    agreed_adapter,
-    reshard,
-    shard,
-    token_nll,
-    trainable_in,
-)
-from train_loops.plan import Plan
+from train_loops.engines.fsdp2_model import agree_on_weights, reshard, shard, token_nll
+from train_loops.engines.group import Group, join_group
+from train_loops.engines.peft_methods import Adapted, adapted, adapter_state, write_adapter
+from train_loops.engines.schedule import decayed_names, scheduler, total_steps
+from train_loops.plan import Plan, require_supported
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +27,6 @@ if TYPE_CHECKING:
 
     from train_loops.data.batches import Batch
 
-NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
-"""Names of parameters that weight decay leaves alone, as transformers' Trainer has them."""
 SEEDS = 2**32
 
 
@@ -43,12 +37,13 @@ class Fsdp2Engine:
     uses_torch = True
 
     def build(self, plan: Plan, inputs: Inputs, *, rank: int, world_size: int) -> "Fsdp2Loop":
-        group = join_group(plan, rank, world_size)
-        try:
-            return _loop(plan, inputs, group)
-        except BaseException:
-            group.leave()
-            raise
+        require_supported(plan)
+        with ExitStack() as unless_built:
+            group = join_group(plan, rank, world_size)
+            unless_built.callback(group.leave)
+            loop = _loop(plan, inputs, group)
+            unless_built.pop_all()
+            return loop
 
 
 def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
@@ -62,13 +57,14 @@ def _loop(plan: Plan, inputs: Inputs, group: Group) -> "Fsdp2Loop":
     if pissa:
         # Its singular value decompositions take hours on CPU.
         model.to(group.device)
-    model = causal_lm.with_adapter(model, plan)
-    initial = agreed_adapter(model, group) if pissa else None
-    shard(model, plan, group)
+    method = adapted(plan, model, inputs.model_folder)
+    if pissa:
+        agree_on_weights(method.model, group)
+    shard(method.model, plan, group)
     # So that ranks drop other inputs of their adapters, and rank 0 those of a run alone.
     set_seed((plan.tuning.seed + group.rank) % SEEDS)
     rows, _ = load(inputs.data_folder)
-    return Fsdp2Loop(plan, group, model, tokenizer, rows, inputs.data_folder, initial)
+    return Fsdp2Loop(plan, group, method, tokenizer, rows, inputs.data_folder)
 
 
 class Fsdp2Loop:
@@ -78,20 +74,19 @@ class Fsdp2Loop:
         self,
         plan: Plan,
         group: Group,
-        model: Any,
+        method: Adapted,
         tokenizer: Any,
         rows: "Dataset",
         data_folder: Path,
-        initial: "dict[str, torch.Tensor] | None",
     ) -> None:
         from train_loops.data.batches import StepBatches
 
         self._plan = plan
         self._group = group
-        self._model = model
+        self._method = method
+        self._model: Any = method.model
         self._tokenizer = tokenizer
         self._data_folder = data_folder
-        self._initial = initial
         self._batches = StepBatches(
             rows,
             micro_batch_size=plan.micro_batch_size,
@@ -100,9 +95,8 @@ class Fsdp2Loop:
             rank=group.rank,
             world_size=group.world_size,
         )
-        epochs = plan.tuning.num_epochs * self._batches.steps_per_epoch
-        self._total_steps = min(plan.tuning.max_steps or epochs, epochs)
-        self._optimizer = optimizer(model, plan)
+        self._total_steps = total_steps(plan, self._batches.steps_per_epoch)
+        self._optimizer = optimizer(method.model, plan)
         self._scheduler = scheduler(self._optimizer, plan, self._total_steps)
         self._step = 0
         self._checkpoint: Path | None = None
@@ -124,6 +118,7 @@ class Fsdp2Loop:
     def evaluate(self) -> float:
         from torch import no_grad
 
+        from train_loops.data.batches import trainable_in, validation_batches
         from train_loops.data.prepare import load_validation
 
         rows = load_validation(self._data_folder)
@@ -131,8 +126,13 @@ class Fsdp2Loop:
         self._model.eval()
         nll, trainable = 0.0, 0
         with no_grad():
-            for batch in _share(rows, self._plan.micro_batch_size, self._group):
-                nll += float(token_nll(self._model, batch))
+            for batch in validation_batches(
+                rows,
+                self._plan.micro_batch_size,
+                rank=self._group.rank,
+                world_size=self._group.world_size,
+            ):
+                nll += float(token_nll(self._model, _moved(batch, self._group.device)))
                 trainable += trainable_in(batch)
         self._model.train()
         reshard(self._model)
@@ -149,8 +149,13 @@ class Fsdp2Loop:
         if self._plan.spec.customization.method == "full":
             causal_lm.write_model(folder, self._model, weights)
         else:
-            name = self._plan.spec.base_model.model_name
-            causal_lm.write_adapter(folder, self._model, weights, name, self._initial)
+            write_adapter(
+                self._method,
+                adapter_state(self._model, weights),
+                folder,
+                base_model_name=self._plan.spec.base_model.model_name,
+                rank=self._group.rank,
+            )
         self._tokenizer.save_pretrained(folder)
 
     def close(self) -> None:
@@ -159,7 +164,7 @@ class Fsdp2Loop:
     def _train_step(self, epoch: float, batches: "list[Batch]") -> Metrics:
         from torch.nn.utils import clip_grad_norm_
 
-        from train_loops.data.batches import tokens_in
+        from train_loops.data.batches import tokens_in, trainable_in
 
         trainable = sum(trainable_in(batch) for batch in batches)
         tokens = sum(tokens_in(batch) for batch in batches)
@@ -201,9 +206,8 @@ class Fsdp2Loop:
 def optimizer(model: Any, plan: Plan) -> "torch.optim.Optimizer":
     """AdamW over the weights that move (betas 0.9 and 0.999, epsilon 1e-8), fused on a GPU."""
     import torch
-    from transformers.trainer_pt_utils import get_parameter_names
 
-    decayed = set(get_parameter_names(model, [torch.nn.LayerNorm], list(NO_DECAY)))
+    decayed = decayed_names(model)
     moving = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for name, weight in moving if (name in decayed) == decays],
@@ -217,40 +221,8 @@ def optimizer(model: Any, plan: Plan) -> "torch.optim.Optimizer":
     )
 
 
-def scheduler(optimizer: "torch.optim.Optimizer", plan: Plan, total_steps: int) -> Any:
-    """The learning rate's course over `total_steps`, by transformers."""
-    from transformers import get_scheduler
-
-    return get_scheduler(
-        plan.tuning.lr_scheduler,
-        optimizer,
-        num_warmup_steps=math.ceil(plan.tuning.warmup_ratio * total_steps),
-        num_training_steps=total_steps,
-    )
-
-
 def _moved(batch: "Batch", device: "torch.device") -> "Batch":
     return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-
-
-def _share(rows: "Dataset", size: int, group: Group) -> "Iterator[Batch]":
-    """This rank's batches of `rows`, on the device: every rank has the same number, because each
-    forward pass is a collective. Where rows run out, the first one comes with nothing to learn."""
-    from train_loops.data.batches import collate
-    from train_loops.data.mask import IGNORED
-
-    for start in range(group.rank * size, _filled(len(rows), size, group), size * group.world_size):
-        numbers = range(start, min(start + size, len(rows)))
-        batch = collate([rows[number] for number in numbers or range(1)])
-        if not numbers:
-            batch["labels"].fill_(IGNORED)
-        yield _moved(batch, group.device)
-
-
-def _filled(rows: int, size: int, group: Group) -> int:
-    """`rows` rounded up to a number that gives all ranks the same number of batches."""
-    stride = size * group.world_size
-    return -(-rows // stride) * stride
 
 
 ENGINE = Fsdp2Engine()

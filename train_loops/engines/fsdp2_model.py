@@ -5,8 +5,7 @@ Sources: PyTorch documentation of `fully_shard` and of `MixedPrecisionPolicy`.
 
 from typing import TYPE_CHECKING, Any
 
-from train_loops.engines import causal_lm
-from train_loops.engines.fsdp2_group import Group
+from train_loops.engines.group import Group
 from train_loops.plan import Plan
 
 if TYPE_CHECKING:
@@ -15,16 +14,14 @@ if TYPE_CHECKING:
     from train_loops.data.batches import Batch
 
 
-def agreed_adapter(model: Any, group: Group) -> "dict[str, torch.Tensor]":
-    """Give every rank rank 0's weights, and that adapter, on CPU: two machines may decompose one
-    matrix differently, and shards of two decompositions do not fit together."""
+def agree_on_weights(model: Any, group: Group) -> None:
+    """Give every rank rank 0's weights: two machines may decompose one matrix differently, and
+    shards of two decompositions do not fit together."""
     import torch.distributed as dist
 
     if group.world_size > 1:
         for weight in model.parameters():
             dist.broadcast(weight.data, src=0)
-    drawn = causal_lm.adapter_weights(model)
-    return {name: weight.detach().cpu().clone() for name, weight in drawn.items()}
 
 
 def shard(model: Any, plan: Plan, group: Group) -> None:
@@ -79,10 +76,3 @@ def token_nll(model: Any, batch: "Batch") -> "torch.Tensor":
     # Only what is learnt becomes fp32: with large vocabularies, logits are most of the memory.
     learnt = labels != IGNORED
     return cross_entropy(logits[learnt].float(), labels[learnt], reduction="sum")
-
-
-def trainable_in(batch: "Batch") -> int:
-    """Tokens of a batch that the loss counts."""
-    from train_loops.data.mask import IGNORED
-
-    return int((batch["labels"][:, 1:] != IGNORED).sum())

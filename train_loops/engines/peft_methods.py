@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.adapter import LORA_METHODS, PROMPT_METHODS, LoraSpec, PromptSpec
+from configs.adapter import LORA_METHODS, LOW_BIT_METHODS, LoraSpec, PromptSpec
 from configs.errors import ConfigInvalid
 from train_loops.plan import Plan
 
@@ -21,31 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 State = dict[str, "torch.Tensor"]
-LOW_BIT_METHODS = frozenset({"qlora", "loftq"})
 HEADS_OF_REWARD_MODELS = ["score", "classifier"]
 _ADAPTER = "default"
-
-
-def refuse(plan: Plan) -> None:
-    """Settings that would train something else than they say.
-
-    Raises:
-        ConfigInvalid: it names the field.
-    """
-    custom = plan.spec.customization
-    if custom.method == "prefix_tuning" and custom.gradient_checkpointing:
-        raise ConfigInvalid(
-            "gradient_checkpointing true leaves out the keys and values that prefix_tuning learns",
-            param="customization.gradient_checkpointing",
-            hint="Set it to false, or use prompt_tuning or p_tuning.",
-        )
-    if custom.method in PROMPT_METHODS and plan.tuning.packing:
-        raise ConfigInvalid(
-            f"packing true with {custom.method}: only the first row of a pack would see the "
-            f"learnt tokens",
-            param="tuning_parameters.packing",
-            hint="Set packing to false.",
-        )
 
 
 def weights_dtype(plan: Plan) -> "torch.dtype":
@@ -142,7 +119,6 @@ def adapted(plan: Plan, model: Any, folder: Path) -> Adapted:
     Raises:
         ConfigInvalid: a target module is missing, or the settings do not fit the model.
     """
-    refuse(plan)
     config = peft_config(plan)
     if config is None:
         return Adapted(model)
@@ -155,7 +131,12 @@ def adapted(plan: Plan, model: Any, folder: Path) -> Adapted:
         model = get_peft_model(model, config)
     except ValueError as error:
         # PEFT names the target modules that it did not find.
-        raise ConfigInvalid(str(error), param="customization") from error
+        lora = custom.method in LORA_METHODS
+        raise ConfigInvalid(
+            str(error),
+            param="customization.lora.target_modules" if lora else "customization.method",
+            hint="Name layers of the model, or use 'all-linear'." if lora else None,
+        ) from error
     _trainable_in_full_precision(model)
     if custom.method == "loftq":
         _take_up_rounding(model, folder, plan)

@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.adapter import GrpoSpec, PreferenceSpec, Sharding, ShardingSpec
 from configs.errors import ConfigInvalid
-from train_loops.engines.peft_methods import LOW_BIT_METHODS
+from train_loops.engines.schedule import total_steps
 from train_loops.plan import Plan
 
 _DEEPSPEED_CONFIGS = Path(__file__).parents[2] / "configs/deepspeed"
@@ -25,7 +25,7 @@ def arguments(plan: Plan, output_dir: Path, *, world_size: int) -> Any:
     Make it before the model is loaded: under ZeRO-3 that is what spreads the weights at once.
 
     Raises:
-        ConfigInvalid: the machine or the model's method does not allow the sharding.
+        ConfigInvalid: the machine does not allow the sharding.
     """
     objective = plan.spec.customization.objective
     settings = _common(plan, output_dir) | _sharding(plan, world_size)
@@ -35,7 +35,7 @@ def arguments(plan: Plan, output_dir: Path, *, world_size: int) -> Any:
     return made
 
 
-def limit_steps(args: Any, plan: Plan, rows: int, world_size: int) -> None:
+def limit_steps(args: Any, plan: Plan, rows: int) -> None:
     """Have the run end after its epochs or at `max_steps`, whichever comes first: to the Trainer
     the second alone counts."""
     if plan.tuning.max_steps is not None:
@@ -43,9 +43,9 @@ def limit_steps(args: Any, plan: Plan, rows: int, world_size: int) -> None:
             # The last, smaller batch of an epoch is left out: its groups would not be whole.
             steps = max(1, rows // plan.tuning.batch_size)
         else:
-            micro_batches = -(-rows // (plan.micro_batch_size * world_size))
+            micro_batches = -(-rows // (plan.micro_batch_size * args.world_size))
             steps = -(-micro_batches // plan.accumulation_steps)
-        args.max_steps = min(plan.tuning.max_steps, plan.tuning.num_epochs * steps)
+        args.max_steps = total_steps(plan, steps)
 
 
 def _common(plan: Plan, output_dir: Path) -> dict[str, Any]:
@@ -152,28 +152,12 @@ def _sharding(plan: Plan, world_size: int) -> dict[str, Any]:
     strategy = sharding(plan)
     if strategy == "ddp":
         return {}
-    if strategy in ("fsdp2", "zero3") and plan.spec.customization.method in LOW_BIT_METHODS:
-        raise ConfigInvalid(
-            f"sharding {strategy!r} cannot split weights of 4 or 8 bits",
-            param="customization.sharding.strategy",
-            hint="Use 'ddp', 'zero1' or 'zero2', or method 'lora'.",
-        )
     if strategy == "fsdp2":
-        return _fsdp2(plan)
+        return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
     _needs_compiler()
     if world_size == 1:
         _alone_as_a_group()
     return {"deepspeed": deepspeed_config(plan.spec.customization.sharding or ShardingSpec())}
-
-
-def _fsdp2(plan: Plan) -> dict[str, Any]:
-    if plan.device == "cpu":
-        raise ConfigInvalid(
-            "sharding 'fsdp2': accelerate shards on GPUs only, and this job has none",
-            param="customization.sharding.strategy",
-            hint="Use 'ddp' or 'zero3', or engine 'fsdp2' on the /meta API.",
-        )
-    return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}}
 
 
 def deepspeed_config(spec: ShardingSpec) -> dict[str, Any]:

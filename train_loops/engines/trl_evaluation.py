@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from train_loops.data.batches import collate
+from train_loops.data.batches import validation_batches
 from train_loops.engines.trl_trainers import summed_loss
 
 if TYPE_CHECKING:
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 def mean_loss(trainer: Any, rows: "Dataset", micro_batch_size: int) -> float:
     """Nats per trainable token of `rows`, the same on every rank.
 
-    Every rank goes through the model equally often, because sharded weights are gathered in each
-    pass; rows beyond the last count nothing. Dropout is off, so no random number is drawn.
+    Dropout is off, so no random number is drawn.
     """
     import torch
 
     model, device = trainer.model_wrapped, trainer.args.device
-    rank, ranks = trainer.args.process_index, trainer.args.world_size
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        for start in range(0, len(rows), micro_batch_size * ranks):
-            first = start + rank * micro_batch_size
-            numbers = range(first, min(first + micro_batch_size, len(rows)))
-            batch = collate([rows[number] for number in numbers or [0]])
+        for batch in validation_batches(
+            rows,
+            micro_batch_size,
+            rank=trainer.args.process_index,
+            world_size=trainer.args.world_size,
+        ):
             on_device = {name: value.to(device) for name, value in batch.items()}
             loss, count = summed_loss(model, on_device, fused=trainer.fused)
-            totals += torch.stack([loss, count]).double() * bool(numbers)
+            totals += torch.stack([loss, count]).double()
     model.train(was_training)
     nats, tokens = trainer.accelerator.reduce(totals).tolist()
     return float(nats / max(tokens, 1))

@@ -9,6 +9,7 @@ from configs.adapter import GrpoSpec
 from train_loops.data.batches import EpochOrder, collate
 from train_loops.data.mask import IGNORED
 from train_loops.engines.peft_methods import Adapted
+from train_loops.engines.trl_arguments import limit_steps
 from train_loops.engines.trl_objectives import GroupOrder
 from train_loops.plan import Plan
 from train_loops.rewards import Reward
@@ -27,6 +28,7 @@ def trainer(
 ) -> Any:
     """The trainer of the plan's objective, ready to train."""
     objective = plan.spec.customization.objective
+    limit_steps(args, plan, len(rows))
     how: dict[str, Any] = {
         "model": adapted.model,
         "args": args,

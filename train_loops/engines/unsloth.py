@@ -17,7 +17,7 @@ from train_loops.engines.trl_arguments import arguments
 from train_loops.engines.trl_loop import TrlLoop
 from train_loops.engines.trl_objectives import rows
 from train_loops.engines.trl_trainers import trainer
-from train_loops.plan import Plan
+from train_loops.plan import Plan, require_supported
 
 PATCHED = ("transformers", "trl", "peft")
 # What its kernels know of `all-linear`, in the architectures that it supports.
@@ -38,6 +38,7 @@ class UnslothEngine:
         """
         _needs_gpu()
         _comes_first()
+        require_supported(plan)
         import unsloth  # noqa: F401  # Before all that imports transformers.
         from transformers import set_seed
 

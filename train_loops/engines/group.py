@@ -1,6 +1,6 @@
-"""The ranks of a run on PyTorch's own tools: found where Ray made them a group, else made here.
+"""The ranks of a run: found where Ray made them a process group, else made here.
 
-Called by `fsdp2.py`.
+Called by the engines that need a group even for one rank.
 """
 
 import itertools
