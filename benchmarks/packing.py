@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import ROOT
+from benchmarks.training import environment, run_bare
 from configs.errors import InternalError
 from configs.job import Job
 from configs.request import TrainRequest
@@ -27,6 +28,7 @@ ROWS_A_STEP = 16
 """TRL's rows in a step; as packs, the same tokens fill about a third as many sequences."""
 PACKS_A_STEP = 4
 STEPS, QUICK_STEPS = 30, 3
+THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ def measure(model: Path, *, quick: bool, say: Callable[[str], None]) -> PackingR
     with tempfile.TemporaryDirectory() as folder:
         name, rows = _rows(Path(folder))
         say(f"packing on {name}: TRL's defaults, then packed")
-        unpacked = _unpacked(model, rows, steps, Path(folder))
+        unpacked = run_bare(_request(rows, model, steps, packing=False), model, "trl", rows)
         packed = _packed(model, rows, steps, Path(folder))
-    return PackingResult(name, unpacked, packed)
+    return PackingResult(name, unpacked.tokens_per_second, packed)
 
 
 def _rows(folder: Path) -> tuple[str, Path]:
@@ -69,37 +71,12 @@ def _rows(folder: Path) -> tuple[str, Path]:
     return "gsm8k", target
 
 
-def _unpacked(model: Path, rows: Path, steps: int, folder: Path) -> float:
-    recipe = {
-        "engine": "trl",
-        "model": str(model),
-        "dataset": str(rows),
-        "lora": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
-        "arguments": {
-            "per_device_train_batch_size": ROWS_A_STEP,
-            "max_steps": steps,
-            "learning_rate": 1e-3,
-            "max_length": LENGTH,
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": [],
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        },
-    }
-    (folder / "recipe.json").write_text(json.dumps(recipe))
-    said = _run(["benchmarks.bare", str(folder / "recipe.json")], {})
-    return float(json.loads(said.splitlines()[-1])["tokens_per_second"])
-
-
 def _packed(model: Path, rows: Path, steps: int, folder: Path) -> float:
     source = folder / "users/u/projects/p/ingestion/rows.jsonl"
     source.parent.mkdir(parents=True)
     source.write_bytes(rows.read_bytes())
-    request = TrainRequest.model_validate(_request(source, model, steps))
+    posted = _request(source, model, steps, packing=True)
+    request = TrainRequest.model_validate(posted)
     uri = f"file://{folder}/results/"
     job = Job(
         job_id="packing",
@@ -113,8 +90,9 @@ def _packed(model: Path, rows: Path, steps: int, folder: Path) -> float:
     )
     (folder / "plan.json").write_text(resolve(job, 1).model_dump_json())
     _run(
-        ["train_loops.run", str(folder / "plan.json")],
-        {
+        folder / "plan.json",
+        environment(posted)
+        | {
             "TRAINER_HOME": str(folder / "home"),
             "TRAINER_FILE_ROOT": str(folder),
             "TRAINER_MODEL_ROOT": str(model.parent),
@@ -126,7 +104,8 @@ def _packed(model: Path, rows: Path, steps: int, folder: Path) -> float:
     return float(sum(line["tokens"] for line in lines[1:]) / (last - first).total_seconds())
 
 
-def _request(source: Path, model: Path, steps: int) -> dict[str, Any]:
+def _request(source: Path, model: Path, steps: int, *, packing: bool) -> dict[str, Any]:
+    rows_a_step = PACKS_A_STEP if packing else ROWS_A_STEP
     return {
         "base_model": {"provider": "local", "model_name": model.name},
         "datasets": [{"source": f"file://{source}"}],
@@ -135,24 +114,24 @@ def _request(source: Path, model: Path, steps: int) -> dict[str, Any]:
             "precision": "fp32",
             "lora": {"rank": 16, "alpha": 32},
         },
+        "resources": {"cpus": THREADS},
         "tuning_parameters": {
             "learning_rate": 1e-3,
-            "batch_size": PACKS_A_STEP,
-            "micro_batch_size": PACKS_A_STEP,
+            "batch_size": rows_a_step,
+            "micro_batch_size": rows_a_step,
             "max_steps": steps,
             "num_epochs": 100,
             "max_sequence_length": LENGTH,
-            "packing": True,
+            "packing": packing,
             "checkpoint_every_steps": 10**6,
         },
     }
 
 
-def _run(module: list[str], environment: dict[str, str]) -> str:
+def _run(plan: Path, variables: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", *module], capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
+        [sys.executable, "-m", "train_loops.run", str(plan)], capture_output=True, text=True,
+        check=False, cwd=ROOT, env=variables,
     )  # fmt: skip
     if done.returncode:
-        raise InternalError(f"{module[0]} failed: {done.stderr[-2000:]}")
-    return done.stdout
+        raise InternalError(f"the packed run failed: {done.stderr[-2000:]}")

@@ -96,16 +96,16 @@ def measure(
     return results
 
 
-def run_bare(request: dict[str, Any], model: Path, engine: str) -> Run:
-    """One run of the bare script."""
+def run_bare(request: dict[str, Any], model: Path, engine: str, dataset: Path | None = None) -> Run:
+    """One run of the bare script on `dataset`, the demo's when left out."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.json"
-        recipe.write_text(json.dumps({"engine": engine, **_recipe(request, model)}))
+        recipe.write_text(json.dumps({"engine": engine, **_recipe(request, model, dataset)}))
         command = [sys.executable, "-m", "benchmarks.bare", str(recipe)]
         command += ["--started", str(time.time())]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=ROOT,
-            env=_environment(request),
+            env=environment(request),
         )  # fmt: skip
     if done.returncode:
         raise InternalError(f"the bare script failed: {done.stderr[-2000:]}")
@@ -137,20 +137,20 @@ def _request(quick: bool, checkpoint_every_steps: int | None = None) -> dict[str
     return request
 
 
-def _environment(request: dict[str, Any]) -> dict[str, str]:
+def environment(request: dict[str, Any]) -> dict[str, str]:
     """As many threads as Ray gives the service's worker."""
     threads = str(request["resources"]["cpus"])
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**os.environ, **quiet, "OMP_NUM_THREADS": threads}
 
 
-def _recipe(request: dict[str, Any], model: Path) -> dict[str, Any]:
+def _recipe(request: dict[str, Any], model: Path, dataset: Path | None) -> dict[str, Any]:
     """The request in the words of PEFT and TRL, defaults filled in."""
     spec = TrainRequest.model_validate(request)
     lora = spec.customization.lora or LoraSpec()
     return {
         "model": str(model),
-        "dataset": str(assets.dataset_file()),
+        "dataset": str(dataset or assets.dataset_file()),
         "lora": {
             "r": lora.rank,
             "lora_alpha": lora.alpha,

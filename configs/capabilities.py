@@ -42,6 +42,8 @@ class EngineCapability(Spec):
     """Number formats of the frozen weights under `qlora`."""
     shardings: list[Sharding]
     """How several workers may share the model; the first is its default."""
+    multi_worker: bool = True
+    """Whether it trains with several workers."""
     tensor_parallel: bool = False
     """Whether several workers can compute one layer together."""
     providers: list[ModelProvider]
@@ -82,6 +84,7 @@ ENGINES: dict[EngineName, EngineCapability] = {
             summary="Unsloth's kernels on one GPU, in an environment of their own",
             environment="unsloth",
             cpu=False,
+            multi_worker=False,
             trains={objective: ["lora", "qlora", "rslora", "full"] for objective in _TEXT},
             cpu_precisions=[],
             gpu_precisions=["bf16", "fp16"],
@@ -334,9 +337,9 @@ def _refuse_workers(request: TrainRequest, row: EngineCapability) -> Iterator[Un
             param="customization.sharding.tensor_parallel",
             hint=_who_can(request, "tensor_parallel", "tensor_parallel"),
         )
-    if row.engine == "unsloth" and request.resources.worker_count > 1:
+    if not row.multi_worker and request.resources.worker_count > 1:
         yield Unsupported(
-            "resources.gpus: engine 'unsloth' trains on one GPU",
+            f"resources.gpus: engine {row.engine!r} trains on one GPU",
             param="resources.gpus",
             hint="Ask for one GPU, or use engine 'auto'.",
         )

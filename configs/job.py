@@ -82,7 +82,7 @@ class DataCounts(Record):
     """Rows left out, since nothing of theirs can be learnt within `max_sequence_length`: no
     trainable token, no difference of two answers, or (`reward`) an answer that would be cut."""
     tokens: int
-    """Tokens of all rows, after the template and the cut."""
+    """Tokens of all rows, after the template and the cut; of a pair, those of both texts."""
     trainable_tokens: int
     """Tokens among them that the loss counts; 0 for `grpo`, whose answers are yet to be written."""
     packs: int | None = None

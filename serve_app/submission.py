@@ -112,9 +112,10 @@ def _refusals(request: TrainRequest, settings: Settings) -> Iterator[TrainerErro
 
 
 def _refused_rewards(request: TrainRequest, settings: Settings) -> Iterator[TrainerError]:
-    grpo = request.customization.grpo
+    if (grpo := request.customization.grpo) is None:
+        return
     accepted = sorted(known_rewards(settings))
-    for index, name in enumerate(grpo.reward_functions if grpo else []):
+    for index, name in enumerate(grpo.reward_functions):
         if name not in accepted:
             yield Unsupported(
                 f"customization.grpo.reward_functions[{index}]: there is no {name!r} here; "

@@ -172,8 +172,8 @@ def _show_results(
         )
     console.print("· loading the adapters back with PEFT\n")
     held_out = [row["messages"] for row in assets.rows(assets.HELD_OUT)]
-    found = compare(base, adapters, _prompts(), held_out)
-    console.print(_table(found, _prompts()))
+    prompts = _prompts()
+    console.print(_table(compare(base, adapters, prompts, held_out), prompts))
 
 
 def _name(job: Job) -> str:
