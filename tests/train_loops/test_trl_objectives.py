@@ -63,3 +63,14 @@ def reloaded(objective: str, method: str, cells: Cells, result: Path) -> Any:
         kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
         return kind.from_pretrained(result, dtype=torch.float32)
     return PeftModel.from_pretrained(base(objective, method, cells), result)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
+def test_a_run_ends_with_its_epochs_whatever_step_limit_lies_beyond(
+    objective: str, cells: Cells
+) -> None:
+    # Twelve rows in batches of five: two whole ones and a smaller one.
+    tuning = {"max_steps": 99, "batch_size": 5, "micro_batch_size": 5}
+    loop = cells.loop(cells.plan(objective, tuning=tuning), f"limited-{objective}")
+    assert loop.begin().total_steps == 3
+    loop.close()

@@ -75,7 +75,7 @@ class PairEncoder(_AnswerEncoder):
         full = max(len(chosen), len(rejected))
         if chosen[:cut] == rejected[:cut] or (self._whole and full > cut):
             return Encoded([], full)
-        start = min(_shared(prompt, chosen), _shared(prompt, rejected))
+        start = min(shared_start(prompt, chosen), shared_start(prompt, rejected))
         lengths = [min(len(ids), cut) for ids in (chosen, rejected)]
         if start >= cut:
             return Encoded([], full)
@@ -97,7 +97,7 @@ class JudgedEncoder(_AnswerEncoder):
         return [self._bounded(*part) for part in zip(rendered, prompts, whole, strict=True)]
 
     def _bounded(self, values: tuple[str, str, bool], prompt: Ids, whole: Ids) -> Encoded:
-        start, length = _shared(prompt, whole), min(len(whole), self._longest)
+        start, length = shared_start(prompt, whole), min(len(whole), self._longest)
         if start >= length:
             return Encoded([], len(whole))
         row = Prepared(values, length, length - start, len(whole) > length)
@@ -121,7 +121,7 @@ class QuestionEncoder(_AnswerEncoder):
         return encoded
 
 
-def _shared(prompt: Ids, whole: Ids) -> int:
+def shared_start(prompt: Ids, whole: Ids) -> int:
     """Tokens with which both begin: a text may be cut into tokens across the prompt's end."""
     pairs = zip(prompt, whole, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(whole)))

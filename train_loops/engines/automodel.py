@@ -68,7 +68,7 @@ class AutomodelLoop:
 
     def begin(self) -> Span:
         if self._resume_from is not None:
-            self._step = restore(self._recipe, self._resume_from, self._rank)
+            self._step = restore(self._recipe, self._resume_from)
         self._model.train()
         # As the recipe's own loop does: its steps measure their time.
         self._recipe.timestamp = time.perf_counter()
@@ -117,7 +117,7 @@ class AutomodelLoop:
         return total / max(self._sum(tokens), 1.0)
 
     def save(self, folder: Path) -> None:
-        store(self._recipe, folder, self._rank, self._step)
+        store(self._recipe, folder, self._step)
 
     def export(self, folder: Path) -> None:
         if self._plan.spec.customization.method == "full":

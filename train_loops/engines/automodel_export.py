@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from configs.adapter import LoraSpec
 from train_loops.engines.automodel_model import everything, gathered, trained
+from train_loops.engines.peft_methods import peft_config
 from train_loops.plan import Plan
 
 
@@ -52,21 +52,12 @@ def export_model(model: Any, plan: Plan, base: Path, folder: Path, rank: int) ->
 
 def _peft_config(plan: Plan, names: list[str]) -> Any:
     """PEFT's description of the adapter; layers by the last part of their name."""
-    from peft import LoraConfig
-
-    lora = plan.spec.customization.lora or LoraSpec()
-    layers = {name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for name in names}
-    named = lora.target_modules != "all-linear"
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) if named else sorted(layers),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=plan.spec.base_model.model_name,
-        inference_mode=True,
-    )
+    config = peft_config(plan)
+    if config.target_modules == "all-linear":
+        config.target_modules = {name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for name in names}
+    config.base_model_name_or_path = plan.spec.base_model.model_name
+    config.inference_mode = True
+    return config
 
 
 def _save_tokenizer(plan: Plan, base: Path, folder: Path) -> None:

@@ -1,18 +1,12 @@
-"""Checkpoints of a sharded run, by PyTorch's distributed checkpoint (DCP). Called by `fsdp2.py`.
+"""What a checkpoint of a sharded run holds: the weights that move, optimizer, scheduler, step.
 
-Each rank writes its shards to files of its own name (`__<rank>_<n>.distcp`), rank 0 also
-`.metadata`, which refers to them by name only: ranks may write to different folders, whose files
-together are the checkpoint. Another number of ranks can read it. Frozen weights are left out: they
-come from the base model. Source: torch.distributed.checkpoint documentation.
-
-A checkpoint is the service's own: like all of DCP's it holds pickles, so none may come from
-elsewhere.
+Called by `fsdp2.py`. Frozen weights are left out: they come from the base model.
 """
 
 from pathlib import Path
 from typing import Any
 
-from configs.errors import ConfigInvalid, StorageFailed
+from train_loops.engines import sharded_checkpoint
 
 
 def save(folder: Path, model: Any, optimizer: Any, scheduler: Any, step: int) -> None:
@@ -21,48 +15,26 @@ def save(folder: Path, model: Any, optimizer: Any, scheduler: Any, step: int) ->
     Raises:
         StorageFailed: a rank could not write.
     """
-    import torch.distributed.checkpoint as dcp
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = _weights_and_optimizer(model, optimizer)
-    state |= {"step": step, "scheduler": scheduler.state_dict(), **_random_state()}
-    try:
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder))
-    except dcp.CheckpointException as error:  # A BaseException, which nobody expects.
-        raise StorageFailed(f"a checkpoint was not written: {_first_cause(error)}") from error
+    sharded_checkpoint.write(_state(model, optimizer, scheduler, step), folder)
 
 
 def load(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> int:
     """Put back all that `save` wrote on all ranks; the number of steps done.
 
-    A rank that had no part in the writing keeps its own fresh random state.
-
     Raises:
         ConfigInvalid: the checkpoint is of another model or adapter.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         set_model_state_dict,
         set_optimizer_state_dict,
     )
 
-    reader = dcp.FileSystemReader(folder)
-    written = reader.read_metadata().state_dict_metadata
-    random_state = {key: value for key, value in _random_state().items() if key in written}
-    state = _weights_and_optimizer(model, optimizer)
-    state |= {"step": 0, "scheduler": scheduler.state_dict(), **random_state}
-    try:
-        dcp.load(state, storage_reader=reader)
-    except dcp.CheckpointException as error:
-        raise ConfigInvalid(
-            f"the checkpoint does not fit this run: {_first_cause(error)}",
-            hint="Start the job anew: its model or its adapter is another one.",
-        ) from error
+    state = _state(model, optimizer, scheduler, 0)
+    sharded_checkpoint.read(state, folder)
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    _set_random_state({key: state[key] for key in random_state})
     return int(state["step"])
 
 
@@ -75,7 +47,7 @@ def trained_weights(model: Any) -> dict[str, Any]:
     return weights
 
 
-def _weights_and_optimizer(model: Any, optimizer: Any) -> dict[str, Any]:
+def _state(model: Any, optimizer: Any, scheduler: Any, step: int) -> dict[str, Any]:
     """This rank's shards; an optimizer that has done no step gets its zeros here."""
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
@@ -87,30 +59,6 @@ def _weights_and_optimizer(model: Any, optimizer: Any) -> dict[str, Any]:
     return {
         "model": get_model_state_dict(model, options=options),
         "optimizer": get_optimizer_state_dict(model, optimizer),
+        "scheduler": scheduler.state_dict(),
+        "step": step,
     }
-
-
-def _random_state() -> dict[str, Any]:
-    """torch's generators, the only ones that a step draws from (dropout), under the rank's name."""
-    import torch
-    import torch.distributed as dist
-
-    rank = dist.get_rank()
-    states = {f"random.cpu.{rank}": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states[f"random.cuda.{rank}"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_state(states: dict[str, Any]) -> None:
-    import torch
-
-    for key, value in states.items():
-        setter = torch.set_rng_state if ".cpu." in key else torch.cuda.set_rng_state
-        setter(value)
-
-
-def _first_cause(error: Any) -> str:
-    """The line that one rank gave; DCP joins the tracebacks of all."""
-    causes = [str(cause[0]) for cause in error.failures.values()]
-    return causes[0].splitlines()[0] if causes else str(error).splitlines()[0]

@@ -39,13 +39,7 @@ def limit_steps(args: Any, plan: Plan, rows: int) -> None:
     """Have the run end after its epochs or at `max_steps`, whichever comes first: to the Trainer
     the second alone counts."""
     if plan.tuning.max_steps is not None:
-        if plan.spec.customization.objective == "grpo":
-            # The last, smaller batch of an epoch is left out: its groups would not be whole.
-            steps = max(1, rows // plan.tuning.batch_size)
-        else:
-            micro_batches = -(-rows // (plan.micro_batch_size * args.world_size))
-            steps = -(-micro_batches // plan.accumulation_steps)
-        args.max_steps = total_steps(plan, steps)
+        args.max_steps = total_steps(plan, -(-rows // plan.tuning.batch_size))
 
 
 def _common(plan: Plan, output_dir: Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import DatasetInvalid
+from train_loops.data.answers import shared_start
 from train_loops.data.batches import EpochOrder
+from train_loops.data.mask import IGNORED
 from train_loops.plan import Plan
 
 if TYPE_CHECKING:
@@ -67,13 +69,8 @@ def _split(encode: Encode, prompt: str, answers: Sequence[str], longest: int) ->
     Where tokens merge across the border, it moves back to the last one that all share.
     """
     asked, whole = encode(prompt), [encode(prompt + answer) for answer in answers]
-    border = min(_shared(asked, ids) for ids in whole)
+    border = min(shared_start(asked, ids) for ids in whole)
     return [asked[:border], *(ids[border:longest] for ids in whole)]
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _pair(row: Row, encode: Encode, longest: int) -> Row:
@@ -104,7 +101,7 @@ def _labelled(row: Row, encode: Encode, longest: int) -> Row:
         answer = pair[f"{name}_ids"]
         made[f"{name}_input_ids"] = prompt + answer if answer else []
         made[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
-        made[f"{name}_labels"] = [-100] * len(prompt) + answer
+        made[f"{name}_labels"] = [IGNORED] * len(prompt) + answer
     return made
 
 

@@ -6,7 +6,7 @@ Called by the `trl` and `unsloth` engines. The classes are made on demand: TRL l
 from typing import Any
 
 from configs.adapter import GrpoSpec
-from train_loops.data.batches import EpochOrder, collate
+from train_loops.data.batches import EpochOrder, collate, tokens_in
 from train_loops.data.mask import IGNORED
 from train_loops.engines.peft_methods import Adapted
 from train_loops.engines.trl_arguments import limit_steps
@@ -90,7 +90,7 @@ def _ordered(base: Any) -> Any:
 
 def _tokens(batch: Any) -> Any:
     masks = [batch[name] for name in TOKEN_MASKS if name in batch]
-    return sum(mask.sum() for mask in masks) if masks else batch["input_ids"].numel()
+    return sum(mask.sum() for mask in masks) if masks else tokens_in(batch)
 
 
 def lean_sft() -> Any:
