@@ -22,12 +22,6 @@ def refused(request: TrainRequest, engine: EngineName) -> Iterator[Unsupported]:
 def _sharding(request: TrainRequest, engine: EngineName) -> Iterator[Unsupported]:
     custom = request.customization
     strategy, param = _sharding_of(request).strategy, "customization.sharding.strategy"
-    if engine == "trl" and strategy == "fsdp2" and not request.resources.gpus:
-        yield Unsupported(
-            "sharding 'fsdp2': accelerate shards on GPUs only, and this job has none",
-            param,
-            "Use 'ddp' or 'zero3', or post to /meta/train.",
-        )
     # A single worker of the recipe splits nothing, whatever the strategy is called.
     splits = strategy in _SPLITS_WEIGHTS and (engine == "trl" or request.resources.worker_count > 1)
     if splits and custom.method in LOW_BIT_METHODS:
@@ -35,6 +29,12 @@ def _sharding(request: TrainRequest, engine: EngineName) -> Iterator[Unsupported
             f"sharding {strategy!r} cannot split weights of 4 or 8 bits",
             param,
             "Use 'ddp' or leave the strategy out, or use method 'lora'.",
+        )
+    if engine == "trl" and strategy == "fsdp2" and not request.resources.gpus:
+        yield Unsupported(
+            "sharding 'fsdp2': accelerate shards on GPUs only, and this job has none",
+            param,
+            "Use 'ddp' or 'zero3', or post to /meta/train.",
         )
 
 

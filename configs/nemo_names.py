@@ -104,6 +104,8 @@ _VALUE_HINTS = {
 }
 _SECTIONS = ("config", "dataset", HYPER, f"{HYPER}.lora", f"{HYPER}.dpo")
 _PROVIDER = "huggingface"
+_TOPS = frozenset(path.split(".")[0] for path in (*(name.nemo for name in MAPPING), *REFUSED))
+"""The top-level names that are NVIDIA's."""
 
 
 def translated(body: Body) -> Body:
@@ -116,7 +118,7 @@ def translated(body: Body) -> Body:
             both names.
     """
     given = list(_given(body))
-    ours = {key: value for key, value in body.items() if key not in _tops()}
+    ours = {key: value for key, value in body.items() if key not in _TOPS}
     for path, value in given:
         name = _known(path)
         meant = _meant(name, value)
@@ -130,19 +132,13 @@ def translated(body: Body) -> Body:
 
 def speaks_nemo(body: Body) -> bool:
     """Whether any of the body's fields is NVIDIA's."""
-    return not _tops().isdisjoint(body)
-
-
-def _tops() -> set[str]:
-    """The top-level names that are NVIDIA's."""
-    return {path.split(".")[0] for path in (*(name.nemo for name in MAPPING), *REFUSED)}
+    return not _TOPS.isdisjoint(body)
 
 
 def _given(body: Body) -> Iterator[tuple[str, Any]]:
     """(path, value) of each of NVIDIA's fields in `body`; null is left out, as if not given."""
-    tops = _tops()
     for top, value in body.items():
-        if top in tops:
+        if top in _TOPS:
             yield from _leaves(top, value)
 
 

@@ -81,7 +81,7 @@ def _merged(plan: Plan, inputs: Inputs, weights: Path, target: Path) -> MergeRep
 def _rows(plan: Plan, inputs: Inputs) -> list[list[int]]:
     """The first tokens of a few training rows, or of their prompts where rows are texts."""
     from train_loops.data.prepare import load
-    from train_loops.data.template import load_tokenizer
+    from train_loops.data.template import load_tokenizer, token_ids
 
     rows, _ = load(inputs.data_folder)
     chosen = rows.select(range(min(_COMPARED_ROWS, len(rows))))
@@ -90,7 +90,7 @@ def _rows(plan: Plan, inputs: Inputs) -> list[list[int]]:
     else:
         remote_code = plan.spec.base_model.trust_remote_code
         tokenizer = load_tokenizer(inputs.model_folder, trust_remote_code=remote_code)
-        tokens = tokenizer(chosen["prompt"], add_special_tokens=False)["input_ids"]
+        tokens = token_ids(tokenizer, chosen["prompt"])
     return [ids[:_COMPARED_TOKENS] for ids in tokens]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from train_loops.data.mask import render_answer
 from train_loops.data.preferences import Judged, Pair, Question
 from train_loops.data.row_file import Columns, Encoded, Prepared
-from train_loops.data.template import chat_template
+from train_loops.data.template import chat_template, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,15 +34,7 @@ class _AnswerEncoder:
         self._longest = max_sequence_length
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        encoding = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[Ids] = encoding["input_ids"]
-        return ids
+        return token_ids(self._tokenizer, texts)
 
 
 class PairEncoder(_AnswerEncoder):

@@ -13,7 +13,7 @@ from train_loops.data.answers import JudgedEncoder, PairEncoder, QuestionEncoder
 from train_loops.data.chats import Conversation
 from train_loops.data.mask import IGNORED, Rendered, render, tokenize
 from train_loops.data.row_file import Columns, Encoded, Prepared
-from train_loops.data.template import chat_template
+from train_loops.data.template import chat_template, token_ids
 from train_loops.data.texts import Text, blocks
 
 if TYPE_CHECKING:
@@ -99,14 +99,8 @@ class TextEncoder:
         return content
 
     def encode(self, rendered: Sequence[Text]) -> list[Encoded]:
-        encoding = self._tokenizer(
-            [document.text for document in rendered],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [self._split(ids) for ids in encoding["input_ids"]]
+        texts = [document.text for document in rendered]
+        return [self._split(ids) for ids in token_ids(self._tokenizer, texts)]
 
     def _split(self, ids: list[int]) -> Encoded:
         ids = [*self._begin, *ids, self._tokenizer.eos_token_id]

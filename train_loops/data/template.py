@@ -69,6 +69,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> "PreTrai
     return tokenizer
 
 
+def token_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that are written whole, their special tokens included: none is added."""
+    encoding = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoding["input_ids"]
+    return ids
+
+
 def chat_template(tokenizer: "PreTrainedTokenizerBase") -> "ChatTemplate":
     """The template of `tokenizer`, which is given the default one when it has none.
 

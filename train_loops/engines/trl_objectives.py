@@ -13,6 +13,7 @@ from configs.errors import DatasetInvalid
 from train_loops.data.answers import shared_start
 from train_loops.data.batches import EpochOrder
 from train_loops.data.mask import IGNORED
+from train_loops.data.template import token_ids
 from train_loops.plan import Plan
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def rows(plan: Plan, dataset: "Dataset", tokenizer: Any, folder: Path) -> "Datas
 
 def _encoder(tokenizer: Any) -> Encode:
     def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return token_ids(tokenizer, [text])[0]
 
     return encode
 
